@@ -212,6 +212,10 @@ pub struct GitWork {
     /// The branch to which that commit was pushed, which may be gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_branch: Option<BranchName>,
+    /// The commit that unpublished work of the session starts from in a workspace that an earlier agent has had, empty where there was no
+    /// commit; none if no agent has worked in the session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
     /// Commits that the run's parameters name, by the parameter; an empty name is the anchor's commit. Each gets a ref.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub revisions: BTreeMap<String, String>,

@@ -29,6 +29,7 @@ pub(crate) struct Delivery {
     pub(crate) pushed: bool,
     pub(crate) start: Option<String>,
     pub(crate) start_branch: Option<BranchName>,
+    pub(crate) since: Option<String>,
     pub(crate) image: Option<String>,
     /// Whether sandboxes of this server may wait for another run.
     pub(crate) keep: bool,
@@ -41,8 +42,19 @@ pub(crate) struct NoBranch;
 
 /// Builds the run's work; `now_ms` is the store's time.
 pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) -> Result<RunWork, NoBranch> {
-    let Delivery { run, epoch, conversation, resume, archive, pushed, start, start_branch, image, keep } =
-        delivery;
+    let Delivery {
+        run,
+        epoch,
+        conversation,
+        resume,
+        archive,
+        pushed,
+        start,
+        start_branch,
+        since,
+        image,
+        keep,
+    } = delivery;
     let git = match (&run.spec.repository, &run.spec.branch) {
         (None, _) => None,
         (Some(_), None) => return Err(NoBranch),
@@ -53,6 +65,7 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
             go_on: pushed,
             start: start.filter(|_| !pushed),
             start_branch: start_branch.filter(|_| !pushed),
+            since,
             revisions: revisions(&run.spec),
             author_name: identity.name.clone(),
             author_email: identity.email.clone(),
@@ -217,6 +230,7 @@ mod tests {
             pushed: true,
             start: None,
             start_branch: None,
+            since: Some("c0ffee".to_owned()),
             image: Some("own:1".to_owned()),
             keep: false,
         }
@@ -255,6 +269,7 @@ mod tests {
         let git = work.git.unwrap();
         assert_eq!(Some(git.branch), run.spec.branch);
         assert!(git.go_on);
+        assert_eq!(git.since.as_deref(), Some("c0ffee"));
         assert_eq!((git.author_name.as_str(), git.commit_type.as_str()), ("Agent", "chore"));
         let none = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
         assert!(none.git.is_none());

@@ -77,7 +77,7 @@ pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checko
         (base, anchor)
     } else if git.is_there() {
         was_there = true;
-        let (base, anchor) = existing(git).await?;
+        let (base, anchor) = existing(git, access).await?;
         let renewal = renewal::renew(git, anchor.as_deref(), access).await?;
         note = renewal.note;
         (renewal.base.or(base), anchor)
@@ -108,8 +108,10 @@ pub(crate) async fn again(
     // One after the other they would take a third of a follow-up's time.
     tokio::try_join!(git.learn_drivers(), set_author(git))?;
     to_branch(git).await?;
-    let (noted, ()) =
-        tokio::try_join!(noted_base(git), anchor::give_attributes(git, before.anchor.as_deref(), "HEAD"))?;
+    let (noted, ()) = tokio::try_join!(
+        known_base(git, access),
+        anchor::give_attributes(git, before.anchor.as_deref(), "HEAD")
+    )?;
     let Renewal { base, note } = renewal::renew(git, before.anchor.as_deref(), access).await?;
     Ok(Checkout { base: base.or(noted), note, ..before.clone() })
 }
@@ -276,7 +278,7 @@ pub(crate) fn missing_branch(base: &BranchName) -> Failure {
 
 /// Takes up the checkout that is there: an earlier run or attempt worked on it. The anchor is fetched into it, for the agent to compare
 /// with, and once more apart, for what steers.
-async fn existing(git: &Git) -> Result<Commits, Failure> {
+async fn existing(git: &Git, access: WorkspaceAccess) -> Result<Commits, Failure> {
     unlock(git);
     forget_attributes(git);
     git.learn_drivers().await?;
@@ -298,7 +300,7 @@ async fn existing(git: &Git) -> Result<Commits, Failure> {
         ));
     }
     anchor::give_attributes(git, anchor.as_deref(), "HEAD").await?;
-    Ok((noted_base(git).await?, anchor))
+    Ok((known_base(git, access).await?, anchor))
 }
 
 /// Has the agent's commits carry the run's author, unless they do.
@@ -352,6 +354,14 @@ pub(crate) fn unlock(git: &Git) {
     for lock in LOCKS.into_iter().chain([branch_lock.as_str()]) {
         // Usually there is none.
         let _absent = fs::remove_file(git.file(lock));
+    }
+}
+
+/// The commit that the work starts from, as the gateway says. Where agents only read, none can have changed the note.
+async fn known_base(git: &Git, access: WorkspaceAccess) -> Result<Option<String>, Failure> {
+    match (&git.work.since, access) {
+        (Some(since), WorkspaceAccess::ReadWrite) => start::since(git, since).await,
+        (Some(_) | None, _) => noted_base(git).await,
     }
 }
 

@@ -1,5 +1,6 @@
-//! The commit at which a fork's checkout begins, wherever the repository has it: in its base, by its name, or on the branch to
-//! which the other session pushed it. A fork begins there or not at all: other files would not be those of its conversation.
+//! Commits that the gateway names, wherever the repository has them. A fork's checkout begins at one: in its base, by its name, or on the
+//! branch to which the other session pushed it, or not at all, since other files would not be those of its conversation. And unpublished work
+//! of a session starts from one.
 
 use caisson_domain::git::BranchName;
 use caisson_domain::run::{Failure, FailureKind};
@@ -11,23 +12,46 @@ use crate::git::{Git, is_object_name};
 /// # Errors
 /// [`Failure`] for people if it is not to be had.
 pub(crate) async fn find(git: &Git, start: &str) -> Result<String, Failure> {
-    let message = absent(start, git.work.start_branch.as_ref());
-    let mut failure = Failure::new(FailureKind::RepoUnreachable, message.as_str());
-    if !is_object_name(start) {
+    let branch = git.work.start_branch.as_ref();
+    found(git, (start, branch), &absent(start, branch)).await
+}
+
+/// Finds the commit that unpublished work of the session starts from, in a workspace that an earlier agent has had; none where there was no
+/// commit. What that agent has noted in the workspace does not count.
+///
+/// # Errors
+/// [`Failure`] for people if it is not to be had.
+pub(crate) async fn since(git: &Git, since: &str) -> Result<Option<String>, Failure> {
+    if since.is_empty() {
+        return Ok(None);
+    }
+    let message = format!(
+        "commit {since}, which the session's work starts from, is not in the workspace any more, nor in the repository; begin a new session"
+    );
+    found(git, (since, Some(&git.work.branch)), &message).await.map(Some)
+}
+
+async fn found(
+    git: &Git,
+    (commit, branch): (&str, Option<&BranchName>),
+    message: &str,
+) -> Result<String, Failure> {
+    let mut failure = Failure::new(FailureKind::RepoUnreachable, message);
+    if !is_object_name(commit) {
         return Err(failure);
     }
-    if let Some(found) = git.resolve(start).await? {
+    if let Some(found) = git.resolve(commit).await? {
         return Ok(found);
     }
     // A git host gives a commit by its name if it likes to: by protocol version 2 nearly each does, whatever branch it is on.
-    let branch = git.work.start_branch.as_ref().map(BranchName::full_ref);
-    for wanted in [Some(start), branch.as_deref()].into_iter().flatten() {
+    let branch = branch.map(BranchName::full_ref);
+    for wanted in [Some(commit), branch.as_deref()].into_iter().flatten() {
         let output = git.talk(&["fetch", "--quiet", "--no-tags", &git.url(), wanted]).await?;
-        if let Some(found) = git.resolve(start).await? {
+        if let Some(found) = git.resolve(commit).await? {
             return Ok(found);
         }
         if !output.exit.success() {
-            failure = git.refusal(FailureKind::RepoUnreachable, &message, &output);
+            failure = git.refusal(FailureKind::RepoUnreachable, message, &output);
         }
     }
     Err(failure)

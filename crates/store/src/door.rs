@@ -34,6 +34,9 @@ pub enum NextWork {
         start: Option<String>,
         /// The branch that this commit was pushed to.
         start_branch: Option<BranchName>,
+        /// The commit that unpublished work of the session starts from: what its last run pushed, or started from. Empty where there was no
+        /// commit; none if no agent has worked in the session.
+        since: Option<String>,
         /// The sandbox's image; none for an engine without images.
         image: Option<String>,
     },
@@ -83,7 +86,11 @@ const WORK: &str = concat!(
        and (attempt.run_id <> run.id or attempt.number <> run.attempt) \
        order by attempt.agent_started_at_ms desc limit 1) as begun_run, \
      exists (select 1 from run as earlier where earlier.session_id = run.session_id and earlier.id <> run.id \
-       and earlier.branch = run.branch and earlier.pushed_commit is not null) as pushed \
+       and earlier.branch = run.branch and earlier.pushed_commit is not null) as pushed, \
+     (select coalesce(earlier.pushed_commit, earlier.base_commit) from run as earlier \
+       where earlier.session_id = run.session_id \
+       and (earlier.pushed_commit is not null or earlier.base_commit is not null) \
+       order by earlier.id desc limit 1) as since \
      from run where sandbox_id = $1 and status = 'running' and outcome is null"
 );
 
@@ -155,15 +162,21 @@ impl Store {
         let Some(row) = row else { return Ok(NextWork::Nothing) };
         let columns = Columns::of("run", &row)?;
         let archive = archive(&columns)?;
+        let begun = columns.flag("resume")?;
         Ok(NextWork::Run {
             run: rows::run(&row)?,
             epoch: rows::epoch(&row)?,
             conversation: columns.get("conversation")?,
-            resume: columns.flag("resume")? || archive.is_some(),
+            resume: begun || archive.is_some(),
             archive,
             pushed: columns.flag("pushed")?,
             start: columns.get("start")?,
             start_branch: columns.parse_optional("start_branch")?,
+            since: if begun {
+                columns.get::<Option<String>>("since")?.or_else(|| Some(String::new()))
+            } else {
+                None
+            },
             image: columns.get::<Option<String>>("sandbox_image")?.filter(|image| !image.is_empty()),
         })
     }

@@ -282,7 +282,8 @@ async fn believe_note(tx: &mut Tx<'_>, entry: &JournalEntry) -> Result<(), Store
 
 const PHASE: &str = "update run set phase = $2 where id = $1";
 
-const PREPARED: &str = "update run set base_commit = $2 where id = $1";
+/// From the agent's start on nobody else says it.
+const PREPARED: &str = "update run set base_commit = $2 where id = $1 and agent_started = 0";
 
 const AGENT_STARTED: &str = "update run set agent_started = 1 where id = $1";
 

@@ -117,6 +117,7 @@ async fn next(door: &Door) -> Result<Response<Body>, Refusal> {
             pushed,
             start,
             start_branch,
+            since,
             image,
         }) => {
             let id = run.id.clone();
@@ -130,6 +131,7 @@ async fn next(door: &Door) -> Result<Response<Body>, Refusal> {
                 pushed,
                 start,
                 start_branch,
+                since,
                 image,
                 keep,
             };

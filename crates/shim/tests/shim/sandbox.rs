@@ -402,6 +402,7 @@ pub(crate) fn git_work(prompt: &str) -> RunWork {
         go_on: false,
         start: None,
         start_branch: None,
+        since: None,
         revisions: BTreeMap::new(),
         author_name: "Caisson \"the\" Agent".to_owned(),
         author_email: "agent@example.com".to_owned(),

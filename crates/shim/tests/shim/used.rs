@@ -1,7 +1,7 @@
 //! What an earlier agent leaves in the workspace's repository: it has git neither start a program of its own before the next agent is
 //! steered, nor write anything beyond the workspace.
 
-use caisson_domain::protocol::{Ending, RunWork};
+use caisson_domain::protocol::{Ending, JournalBody, RunWork};
 use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::Publish;
 
@@ -116,6 +116,41 @@ for link, name in [('.git/FETCH_HEAD', 'y.md'), ('.git/logs/HEAD', 'z.md')]:
         assert!(!sandbox.place("home/.claude").join(name).exists(), "{name} {second:?}");
     }
     assert_eq!(found_cold(&left, false).await, (vec![], Ending::Completed));
+}
+
+/// Which commits are another run's is not for an earlier agent to say.
+#[tokio::test]
+async fn the_commit_that_work_starts_from_is_not_read_from_the_workspace() {
+    let left = "
+write('b.txt', 'two\\n')
+commit('feat: two')
+write('.git/caisson-base', subprocess.run(['git', 'rev-parse', 'HEAD'], stdout=subprocess.PIPE).stdout.decode().strip())";
+    let base = |sandbox: &Sandbox| {
+        let mut bodies = sandbox.bodies().into_iter();
+        bodies.find_map(|body| match body {
+            JournalBody::Prepared { base_commit, .. } => Some(base_commit),
+            _ => None,
+        })
+    };
+    let mut sandbox = Sandbox::with_repository(&leaving(left));
+    assert_eq!(sandbox.run(first()).await.ending, Ending::Completed, "{}", sandbox.shim_log());
+    let began = base(&sandbox).unwrap().unwrap();
+    let told = |since: &str| {
+        let mut work = next(&first(), "Two");
+        work.git.as_mut().unwrap().since = Some(since.to_owned());
+        work
+    };
+    for (since, expected) in [(began.as_str(), Some(began.clone())), ("", None)] {
+        sandbox.begin_anew();
+        let outcome = sandbox.run(told(since)).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        assert_eq!(base(&sandbox), Some(expected));
+    }
+    let diff = sandbox.artifact("diff.patch").unwrap();
+    assert!(diff.contains("+two"), "{diff}");
+    sandbox.begin_anew();
+    let message = failed(&sandbox.run(told(&"c0ffee".repeat(7)[..40])).await, FailureKind::RepoUnreachable);
+    assert!(message.contains("begin a new session"), "{message}");
 }
 
 /// The control: git itself would have done all this.

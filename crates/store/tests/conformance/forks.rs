@@ -88,9 +88,12 @@ async fn the_first_run_of_a_fork_is_told_what_is_older_and_no_other_is(fixture: 
 }
 
 async fn a_fork_of_what_was_never_pushed_begins_at_the_commit_that_it_started_from(fixture: Fixture) {
-    let placed = begun(&fixture, 1).await;
+    fixture.created(spec_on(REPOSITORY, "work")).await;
+    let placed = fixture.place(fixture.claim().await, 1).await;
     let prepared = JournalEffect::Prepared { base_commit: Some("ba5e".to_owned()) };
-    fixture.journal(&placed, prepared).await;
+    for effect in [prepared, JournalEffect::AgentStarted] {
+        fixture.journal(&placed, effect).await;
+    }
     assert!(fixture.store.put_transcript(&placed.run.id, "said").await.unwrap());
     end(&fixture, &placed).await;
     let id = fork(&fixture, &placed.run.session).await;

@@ -16,6 +16,7 @@ conformance! {
     what_a_run_has_archived_already_is_not_written_again,
     a_follow_up_is_told_of_the_archive_and_whether_it_is_the_latest,
     a_follow_up_is_told_whether_its_branch_was_pushed,
+    a_follow_up_is_told_where_unpublished_work_starts,
     what_a_session_goes_on_with_is_its_last_runs,
     a_fork_has_the_conversation_and_a_branch_of_its_own,
     what_cannot_be_forked_is_told_apart,
@@ -178,6 +179,40 @@ async fn a_follow_up_is_told_whether_its_branch_was_pushed(fixture: Fixture) {
     assert!(told(&fixture, &placed).await.2);
     fixture.execute("update run set branch = 'other' where pushed_commit is not null").await;
     assert!(!told(&fixture, &placed).await.2, "that was another branch");
+}
+
+async fn a_follow_up_is_told_where_unpublished_work_starts(fixture: Fixture) {
+    let since = async |placed: &Placed| match fixture.store.next_work(&placed.sandbox).await.unwrap() {
+        NextWork::Run { since, .. } => since,
+        NextWork::Nothing | NextWork::Exit => panic!("there is work"),
+    };
+    let prepared = |commit: &str| JournalEffect::Prepared { base_commit: Some(commit.to_owned()) };
+    fixture.created(spec_on(REPOSITORY, "work")).await;
+    let first = fixture.place(fixture.claim().await, 1).await;
+    assert_eq!(since(&first).await, None, "no agent has worked");
+    fixture.journal(&first, JournalEffect::AgentStarted).await;
+    fixture.journal(&first, prepared("bad")).await;
+    end(&fixture, &first).await;
+    follow(&fixture, &first.run.session).await;
+    let second = fixture.place(fixture.claim().await, 2).await;
+    assert_eq!(
+        since(&second).await.as_deref(),
+        Some(""),
+        "there was no commit, whatever is said behind the agent's start"
+    );
+    fixture.journal(&second, prepared("ba5e")).await;
+    fixture.journal(&second, JournalEffect::AgentStarted).await;
+    end(&fixture, &second).await;
+    follow(&fixture, &first.run.session).await;
+    let third = fixture.place(fixture.claim().await, 3).await;
+    assert_eq!(since(&third).await.as_deref(), Some("ba5e"));
+    fixture.journal(&third, prepared("ba5e")).await;
+    fixture.journal(&third, JournalEffect::AgentStarted).await;
+    push(&fixture, &third.run.id).await;
+    end(&fixture, &third).await;
+    follow(&fixture, &first.run.session).await;
+    let fourth = fixture.place(fixture.claim().await, 4).await;
+    assert_eq!(since(&fourth).await.as_deref(), Some("c0ffee"));
 }
 
 async fn what_a_session_goes_on_with_is_its_last_runs(fixture: Fixture) {

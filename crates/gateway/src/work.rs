@@ -26,13 +26,19 @@ pub(crate) struct Delivery {
     pub(crate) conversation: String,
     pub(crate) resume: bool,
     pub(crate) archive: Option<Archive>,
+    pub(crate) files: Files,
+    pub(crate) image: Option<String>,
+    /// Whether sandboxes of this server may wait for another run.
+    pub(crate) keep: bool,
+}
+
+/// Where the run's files come from, and what of them is new.
+#[derive(Debug)]
+pub(crate) struct Files {
     pub(crate) pushed: bool,
     pub(crate) start: Option<String>,
     pub(crate) start_branch: Option<BranchName>,
     pub(crate) since: Option<String>,
-    pub(crate) image: Option<String>,
-    /// Whether sandboxes of this server may wait for another run.
-    pub(crate) keep: bool,
 }
 
 /// The run has a repository and no branch, which the store never writes.
@@ -42,37 +48,8 @@ pub(crate) struct NoBranch;
 
 /// Builds the run's work; `now_ms` is the store's time.
 pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) -> Result<RunWork, NoBranch> {
-    let Delivery {
-        run,
-        epoch,
-        conversation,
-        resume,
-        archive,
-        pushed,
-        start,
-        start_branch,
-        since,
-        image,
-        keep,
-    } = delivery;
-    let git = match (&run.spec.repository, &run.spec.branch) {
-        (None, _) => None,
-        (Some(_), None) => return Err(NoBranch),
-        (Some(_), Some(branch)) => Some(GitWork {
-            base: run.spec.base.clone(),
-            anchor: run.spec.anchor.clone(),
-            branch: branch.clone(),
-            go_on: pushed,
-            start: start.filter(|_| !pushed),
-            start_branch: start_branch.filter(|_| !pushed),
-            since,
-            revisions: revisions(&run.spec),
-            author_name: identity.name.clone(),
-            author_email: identity.email.clone(),
-            commit_type: run.spec.workflow.caisson.commit_type.clone(),
-            commit_subject: subject(&run),
-        }),
-    };
+    let Delivery { run, epoch, conversation, resume, archive, files, image, keep } = delivery;
+    let git = git_work(&run, files, identity)?;
     let timeout_ms = time_left_ms(&run, now_ms);
     let servers = Servers::of(&run.spec.workflow);
     // One that was asked for is not asked for again: what the file says meanwhile is for the next run.
@@ -119,6 +96,30 @@ pub(crate) fn run_work(delivery: Delivery, identity: &GitIdentity, now_ms: i64) 
         timeout_ms,
         keep,
     })
+}
+
+fn git_work(run: &Run, files: Files, identity: &GitIdentity) -> Result<Option<GitWork>, NoBranch> {
+    let Files { pushed, start, start_branch, since } = files;
+    let Some(branch) = &run.spec.branch else {
+        return if run.spec.repository.is_some() { Err(NoBranch) } else { Ok(None) };
+    };
+    if run.spec.repository.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(GitWork {
+        base: run.spec.base.clone(),
+        anchor: run.spec.anchor.clone(),
+        branch: branch.clone(),
+        go_on: pushed,
+        start: start.filter(|_| !pushed),
+        start_branch: start_branch.filter(|_| !pushed),
+        since,
+        revisions: revisions(&run.spec),
+        author_name: identity.name.clone(),
+        author_email: identity.email.clone(),
+        commit_type: run.spec.workflow.caisson.commit_type.clone(),
+        commit_subject: subject(run),
+    }))
 }
 
 /// What the run's parameters of the type revision name.
@@ -227,10 +228,7 @@ mod tests {
             conversation,
             resume: true,
             archive: None,
-            pushed: true,
-            start: None,
-            start_branch: None,
-            since: Some("c0ffee".to_owned()),
+            files: Files { pushed: true, start: None, start_branch: None, since: Some("c0ffee".to_owned()) },
             image: Some("own:1".to_owned()),
             keep: false,
         }

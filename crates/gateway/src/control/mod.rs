@@ -30,7 +30,7 @@ use crate::bounds::{BODY_POOL_BYTES, INLINE_BYTES};
 use crate::grants;
 use crate::problem::{Refusal, bare, json_response};
 use crate::shared::Door;
-use crate::work::{self, Delivery};
+use crate::work::{self, Delivery, Files};
 
 enum Route {
     Next,
@@ -128,10 +128,7 @@ async fn next(door: &Door) -> Result<Response<Body>, Refusal> {
                 conversation,
                 resume,
                 archive,
-                pushed,
-                start,
-                start_branch,
-                since,
+                files: Files { pushed, start, start_branch, since },
                 image,
                 keep,
             };

@@ -13,7 +13,7 @@ use futures_util::future::{join, join_all};
 use serde_json::json;
 
 use crate::fixture::{Fixture, new_run, project, spec_on};
-use crate::going_on::{BY, REPOSITORY, begin, begun, end, ended, follow, fork};
+use crate::going_on::{BY, REPOSITORY, begin, end, ended, follow, fork};
 
 conformance! {
     a_fork_tells_what_of_it_is_older,

@@ -128,6 +128,8 @@ pub(crate) enum ApiError {
     BodyTimeout,
     #[error("as many large bodies are being dealt with as may be at once; send it again in a while")]
     LargeBodiesFull,
+    #[error("as many conversations and runs are being read as may be at once; ask again in a while")]
+    LongReadsFull,
     #[error("the request's body is longer than {0} bytes")]
     BodyTooLarge(usize),
     #[error(
@@ -299,6 +301,7 @@ impl ApiError {
             Self::BodyBroken => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::LargeBodiesFull => (StatusCode::TOO_MANY_REQUESTS, "large_bodies_full"),
+            Self::LongReadsFull => (StatusCode::TOO_MANY_REQUESTS, "long_reads_full"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyTooComplex => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_complex"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
@@ -378,6 +381,7 @@ impl ApiError {
             }
             Self::InputsFull => Some((header::RETRY_AFTER, HeaderValue::from(INPUTS_RETRY_AFTER_S))),
             Self::LargeBodiesFull
+            | Self::LongReadsFull
             | Self::QueueFull
             | Self::ProjectQueueFull
             | Self::StreamsFull

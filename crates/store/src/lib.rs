@@ -122,6 +122,7 @@ pub use deltas::{DELTA_CHANNEL_ITEMS, DELTA_SESSIONS_ELSEWHERE};
 pub use door::{Archive, NextWork};
 pub use drain::{Drained, QueueServer, QueueState};
 pub use error::{BoxError, StoreError};
+pub use events::EventsOf;
 pub use fence::HomeEpoch;
 pub use forget::ForgetServer;
 pub use forks::{ForkSession, NewFork};

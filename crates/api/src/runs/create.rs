@@ -23,7 +23,7 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// Header that tells a repetition from the first time.
 pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Most workflow names that a problem lists.
-const KNOWN_WORKFLOWS: usize = 20;
+const KNOWN_WORKFLOWS: u32 = 20;
 
 /// A run that was accepted now or before.
 pub(crate) struct Accepted {
@@ -187,9 +187,7 @@ async fn find_workflow(
     if let Some(stored) = store.workflow(&caller.project, name).await? {
         return Ok(Some(stored));
     }
-    let known = store.list_workflows(&caller.project).await?;
-    let names: Vec<_> =
-        known.iter().take(KNOWN_WORKFLOWS).map(|known| known.workflow.name.as_str()).collect();
+    let names = store.workflow_names(&caller.project, KNOWN_WORKFLOWS).await?;
     let message = if names.is_empty() {
         "there is no such workflow, and none is known at all".to_owned()
     } else {

@@ -101,6 +101,37 @@ pub(crate) async fn note_border(app: &App, caller: &Principal, refused: ApiError
     refused
 }
 
+/// Whether it is a key of the operators: of the default project, with the scope `admin`.
+pub(crate) fn is_operator(caller: &Principal) -> bool {
+    caller.project.as_str() == DEFAULT_PROJECT && caller.may(Scope::Admin)
+}
+
+/// Whether the request came with a key of the operators, where none is needed and none is refused. It does not count as a request of
+/// the key; one that is wrong counts as a failure of the address as anywhere.
+pub(crate) async fn comes_from_operator(parts: &Parts, app: &App) -> bool {
+    let access = app.access();
+    let Some(secret) = presented(&parts.headers, None).ok().filter(|text| is_key(text)) else { return false };
+    let hash = TokenHash::of(secret);
+    let peer = parts.extensions.get::<Peer>();
+    if peer.is_some_and(|peer| access.failures.spent(peer).is_some()) && !access.was_good(&hash) {
+        return false;
+    }
+    match app.store().authenticate(secret).await {
+        Ok(Some(caller)) => {
+            access.note_good(&hash);
+            is_operator(&caller)
+        }
+        Ok(None) => {
+            if let Some(peer) = peer {
+                access.failures.take(peer);
+            }
+            denials::count(app.store(), &ApiError::KeyRefused);
+            false
+        }
+        Err(_) => false,
+    }
+}
+
 /// Who calls. Who is refused is counted, and in the audit log if it is a key that lacks the scope.
 async fn caller(parts: &mut Parts, app: &App, scope: Scope) -> Result<Principal, ApiError> {
     let principal = known_caller(parts, app).await.inspect_err(|error| denials::count(app.store(), error))?;

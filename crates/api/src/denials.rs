@@ -83,9 +83,10 @@ pub(crate) fn count(store: &Store, refused: &ApiError) {
         "scope_missing"
     } else if matches!(refused, ApiError::OperatorsOnly) {
         OPERATORS_ONLY
-    } else if let ApiError::DefaultProjectOnly | ApiError::ServersOfDefaultProject | ApiError::UsageOfOthers =
-        refused
-    {
+    } else if matches!(
+        refused,
+        ApiError::DefaultProjectOnly | ApiError::ServersOfDefaultProject | ApiError::UsageOfOthers
+    ) {
         DEFAULT_PROJECT_ONLY
     } else {
         return;

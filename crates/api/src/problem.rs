@@ -293,6 +293,21 @@ impl ApiError {
         Self::Internal(source.into())
     }
 
+    /// What callers are told who are not the operators: of servers that cannot place runs the classes of their problems, each once,
+    /// and no word of paths, sockets and ids.
+    pub(crate) fn in_general(self) -> Self {
+        if let Self::Unplaceable(problems) = self {
+            let mut general: Vec<PlacementProblem> = Vec::new();
+            for PlacementProblem { code, .. } in problems {
+                if general.iter().all(|known| known.code != code) {
+                    general.push(PlacementProblem { code, message: code.remedy().to_owned() });
+                }
+            }
+            return Self::Unplaceable(general);
+        }
+        self
+    }
+
     fn status_and_code(&self) -> (StatusCode, String) {
         let invalid = |faults: &Faults, code| (StatusCode::UNPROCESSABLE_ENTITY, faults.code(code));
         let (status, code) = match self {

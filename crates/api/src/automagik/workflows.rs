@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::refusal::Refusal;
 use super::{Call, Dialect, names};
-use crate::auth::Reader;
+use crate::auth::{self, Reader};
 use crate::negotiate::JSON;
 use crate::problem::ApiError;
 use crate::runs::check_placeable;
@@ -165,6 +165,7 @@ pub(crate) async fn workflow_health(
     Call { dialect, .. }: Call,
 ) -> Result<Json<WorkflowHealth>, Refusal> {
     let ready = ready(&app).await;
+    let ready = ready.map_err(|error| if auth::is_operator(&caller) { error } else { error.in_general() });
     let workflows =
         named(&app, &caller).await?.into_iter().map(|named| (named.name, ready.is_ok())).collect();
     Ok(Json(WorkflowHealth {

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::request::CreateRun;
 use super::{follow, queueing, trusted, validate};
 use crate::attachments;
+use crate::auth;
 use crate::extract::{Fields, unknown_session};
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
@@ -110,7 +111,8 @@ pub(crate) async fn accept(
         Some(spec) if faults.is_empty() => spec,
         Some(_) | None => return Err(ApiError::Invalid(faults)),
     };
-    check_placeable(app.store()).await?;
+    let placeable = check_placeable(app.store()).await;
+    placeable.map_err(|error| if auth::is_operator(&caller) { error } else { error.in_general() })?;
     let new = NewRun { project: caller.project, created_by: Some(caller.key), spec, idempotency };
     accepted(if let Some((asked, session)) = asked {
         app.store().create_asked_run(AskedRun { run: new, asked, session, window }).await?

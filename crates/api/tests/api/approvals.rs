@@ -114,7 +114,7 @@ async fn a_list_of_approvals_goes_on_behind_a_cursor_and_shows_what_was_given_in
     let items = all["items"].as_array().unwrap();
     assert_eq!((items.len(), &all["next_cursor"]), (3, &Value::Null));
     assert_eq!(items.iter().filter(|one| one["changed_input"] == changed).count(), 1);
-    let cursor: String = items[0]["id"].as_str().unwrap().bytes().map(|byte| format!("{byte:02x}")).collect();
+    let cursor = hex::encode(items[0]["id"].as_str().unwrap());
     let rest = api.get(&format!("{path}?cursor={cursor}")).await.json();
     assert_eq!(rest["items"].as_array().unwrap()[..], items[1..]);
     api.get(&format!("{path}?cursor=zz")).await.assert_problem(400, "invalid_query");

@@ -6,17 +6,23 @@ use caisson_domain::approval::{
     APPROVAL_MESSAGE_BYTES, Answer, ApprovalState, CHANGED_INPUT_BYTES, DefaultAnswer,
 };
 use caisson_domain::id::{ApprovalId, RunId};
-use caisson_store::{AnswerApproval, Approval};
+use caisson_store::{AnswerApproval, Answered, Approval};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::auth::{Reader, Writer};
-use crate::extract::{ApprovalPath, Fields, JsonObject, NoParams, RunPath, unknown_approval, unknown_run};
+use crate::extract::{
+    ApprovalPath, Fields, JsonObject, NoParams, Params, RunPath, unknown_approval, unknown_run,
+};
 use crate::inputs::check_text;
+use crate::listing::{encode, take_cursor};
 use crate::problem::{ApiError, Faults, Problem};
 use crate::state::App;
 
+/// Bytes of what was asked and answered after which the list ends; the approval that reaches them is still in it.
+const LIST_BYTES: usize = 4 * 1024 * 1024;
 /// What the agent is told of a denial without a message.
 const DENIED: &str = "Somebody said no. Go on without it.";
 
@@ -39,7 +45,7 @@ pub struct AnswerRequest {
 }
 
 /// What an agent asks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ApprovalView {
     /// Its id.
     #[schema(value_type = String)]
@@ -51,9 +57,10 @@ pub struct ApprovalView {
     pub tool: String,
     /// What the agent says of it.
     pub description: Option<String>,
-    /// What it wants to give to the tool; the beginning of it, as a text, if that is longer than 64 KiB.
+    /// What it wants to give to the tool, as it was written; its text if it lies deeper than 100 lists and objects, and the beginning of
+    /// that if it is longer than 64 KiB.
     #[schema(value_type = Object)]
-    pub input: Value,
+    pub input: Box<RawValue>,
     /// Bytes that are not shown of it.
     pub input_cut_bytes: i64,
     /// Where it stands.
@@ -77,14 +84,16 @@ pub struct ApprovalView {
     pub message: Option<String>,
     /// What the tool was given in place of what the agent wanted.
     #[schema(value_type = Option<Object>)]
-    pub changed_input: Option<Map<String, Value>>,
+    pub changed_input: Option<Box<RawValue>>,
 }
 
 /// What the agent of a run asked.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ApprovalList {
-    /// Oldest first; all of it, at most 200.
+    /// Oldest first; all of it, at most 200, unless it is longer than 4 MiB.
     pub items: Vec<ApprovalView>,
+    /// Asks for what follows, as `cursor`; none at the end.
+    pub next_cursor: Option<String>,
 }
 
 impl From<Approval> for ApprovalView {
@@ -92,8 +101,11 @@ impl From<Approval> for ApprovalView {
         let input = approval.input();
         let (decision, message, changed_input) = match approval.answer {
             None => (None, None, None),
-            Some(Answer::Allow { input }) => (Some(DefaultAnswer::Allow), None, input),
-            Some(Answer::Deny { message }) => (Some(DefaultAnswer::Deny), Some(message), None),
+            Some(Answered::Allow { input }) => {
+                let input = input.and_then(|input| RawValue::from_string(input).ok());
+                (Some(DefaultAnswer::Allow), None, input)
+            }
+            Some(Answered::Deny { message }) => (Some(DefaultAnswer::Deny), Some(message), None),
         };
         Self {
             id: approval.id,
@@ -118,9 +130,13 @@ impl From<Approval> for ApprovalView {
 /// List what a run's agent asked
 #[utoipa::path(
     get, path = "/v1/runs/{id}/approvals", tag = "runs", operation_id = "list_approvals",
-    params(("id" = String, Path, description = "The run's id")),
+    params(
+        ("id" = String, Path, description = "The run's id"),
+        ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
+    ),
     responses(
         (status = 200, description = "The approvals, oldest first", body = ApprovalList),
+        (status = 400, description = "A parameter that cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The project has no such run", body = Problem, content_type = "application/problem+json"),
     ),
 )]
@@ -128,10 +144,14 @@ pub(crate) async fn list_approvals(
     State(app): State<App>,
     Reader(caller): Reader,
     RunPath(id): RunPath,
-    _: NoParams,
+    mut params: Params,
 ) -> Result<Json<ApprovalList>, ApiError> {
-    let approvals = app.store().approvals(&caller.project, &id).await?.ok_or_else(unknown_run)?;
-    Ok(Json(ApprovalList { items: approvals.into_iter().map(ApprovalView::from).collect() }))
+    let after = take_cursor::<ApprovalId>(&mut params);
+    params.finish()?;
+    let found = app.store().approvals(&caller.project, (&id, after.as_ref()), LIST_BYTES).await?;
+    let page = found.ok_or_else(unknown_run)?;
+    let next_cursor = page.items.last().filter(|_| page.more).map(|last| encode(last.id.as_str()));
+    Ok(Json(ApprovalList { items: page.items.into_iter().map(ApprovalView::from).collect(), next_cursor }))
 }
 
 /// Answer what a run's agent asked

@@ -2,7 +2,7 @@
 
 use axum::extract::FromRequestParts;
 use caisson_domain::grant::{TOKEN_BYTES, TokenHash};
-use caisson_domain::id::ApiKeyId;
+use caisson_domain::id::{ApiKeyId, DEFAULT_PROJECT};
 use caisson_domain::principal::{Principal, Scope};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, header};
@@ -65,8 +65,71 @@ pub(crate) async fn require(app: &App, caller: &Principal, scope: Scope) -> Resu
     }
     let refused = ApiError::ScopeMissing(scope);
     denials::count(app.store(), &refused);
-    app.access().denials.record(app.store(), caller, scope).await;
+    app.access().denials.record(app.store(), caller, scope.as_str()).await;
     Err(refused)
+}
+
+/// Lets keys of the default project pass; any other is counted, in the audit log, and refused as `refused` says.
+///
+/// # Errors
+/// `refused`.
+/// # Cancel safety
+/// As [`denials::Denials::record`].
+pub(crate) async fn require_default_project(
+    app: &App,
+    caller: &Principal,
+    refused: ApiError,
+) -> Result<(), ApiError> {
+    if caller.project.as_str() == DEFAULT_PROJECT {
+        return Ok(());
+    }
+    Err(note_border(app, caller, refused).await)
+}
+
+/// Counts and records a try across the border of the caller's project, and gives back what it is refused with.
+///
+/// # Cancel safety
+/// As [`denials::Denials::record`].
+pub(crate) async fn note_border(app: &App, caller: &Principal, refused: ApiError) -> ApiError {
+    denials::count(app.store(), &refused);
+    let lacking = if matches!(refused, ApiError::OperatorsOnly) {
+        denials::OPERATORS_ONLY
+    } else {
+        denials::DEFAULT_PROJECT_ONLY
+    };
+    app.access().denials.record(app.store(), caller, lacking).await;
+    refused
+}
+
+/// Whether it is a key of the operators: of the default project, with the scope `admin`.
+pub(crate) fn is_operator(caller: &Principal) -> bool {
+    caller.project.as_str() == DEFAULT_PROJECT && caller.may(Scope::Admin)
+}
+
+/// Whether the request came with a key of the operators, where none is needed and none is refused. It does not count as a request of
+/// the key; one that is wrong counts as a failure of the address as anywhere.
+pub(crate) async fn comes_from_operator(parts: &Parts, app: &App) -> bool {
+    let access = app.access();
+    let Some(secret) = presented(&parts.headers, None).ok().filter(|text| is_key(text)) else { return false };
+    let hash = TokenHash::of(secret);
+    let peer = parts.extensions.get::<Peer>();
+    if peer.is_some_and(|peer| access.failures.spent(peer).is_some()) && !access.was_good(&hash) {
+        return false;
+    }
+    match app.store().authenticate(secret).await {
+        Ok(Some(caller)) => {
+            access.note_good(&hash);
+            is_operator(&caller)
+        }
+        Ok(None) => {
+            if let Some(peer) = peer {
+                access.failures.take(peer);
+            }
+            denials::count(app.store(), &ApiError::KeyRefused);
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 /// Who calls. Who is refused is counted, and in the audit log if it is a key that lacks the scope.

@@ -26,6 +26,11 @@ pub const READY_FOR: Duration = Duration::from_secs(1);
 pub const LARGE_BODIES: usize = 4;
 /// Longest time that a large body waits for its place; then it is refused with 429. It does not count as time for reading.
 pub const LARGE_BODY_WAIT: Duration = Duration::from_secs(30);
+/// Conversations, and runs' progress, that are read from their events at once: each reads many events, and keeps what it shows. Others
+/// wait, for [`LONG_READ_WAIT`] at most.
+pub const LONG_READS: usize = 4;
+/// Longest time that such a read waits for its place; then it is refused with 429.
+pub const LONG_READ_WAIT: Duration = Duration::from_secs(30);
 /// Longest time for reading the body of a request of the usual size, and what a large one has at first.
 pub const BODY_READ: Duration = Duration::from_secs(30);
 /// Bytes that must come in each second of a large body, on average: for so many that have come it has a second more than
@@ -136,6 +141,8 @@ pub struct ApiLimits {
     pub body_bytes_per_s: u32,
     /// See [`LARGE_BODY_WAIT`].
     pub large_body_wait: Duration,
+    /// See [`LONG_READ_WAIT`].
+    pub long_read_wait: Duration,
     /// See [`RATE_PER_MINUTE`]; 0 for no limit.
     pub rate_per_minute: u32,
     /// See [`FAILURES_PER_MINUTE`]; 0 for no limit.
@@ -154,6 +161,7 @@ impl Default for ApiLimits {
             body_read: BODY_READ,
             body_bytes_per_s: BODY_BYTES_PER_S,
             large_body_wait: LARGE_BODY_WAIT,
+            long_read_wait: LONG_READ_WAIT,
             rate_per_minute: RATE_PER_MINUTE,
             failures_per_minute: FAILURES_PER_MINUTE,
         }

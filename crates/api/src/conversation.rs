@@ -11,7 +11,7 @@ use caisson_domain::id::{ProjectId, RunId, SessionId};
 use caisson_domain::input::InputState;
 use caisson_domain::json::values;
 use caisson_domain::run::cut;
-use caisson_store::{Store, StoreError};
+use caisson_store::{EventsOf, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 use crate::agent_line::AgentLine;
 use crate::attachments::{self, AttachmentView};
 use crate::auth::Reader;
+use crate::events::{READ_BYTES, READ_EVENTS};
 use crate::extract::{Params, SessionPath, unknown_session};
 use crate::listing::{PageQuery, encode};
 use crate::problem::{ApiError, Problem};
@@ -32,8 +33,8 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 const VALUE_BYTES: usize = 160;
 /// Events that are looked through for one page.
 const PAGE_EVENTS: usize = 5_000;
-/// Events read from the store at once.
-const READ_EVENTS: u32 = 64;
+/// Bytes of events that are looked through for one page, whatever is shown of them; the event that reaches them is still looked at.
+const PAGE_READ_BYTES: usize = 16 * 1024 * 1024;
 
 /// Who says something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -122,6 +123,7 @@ pub struct MessagePage {
         (status = 200, description = "A page", body = MessagePage),
         (status = 400, description = "A parameter that cannot be used", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "The project has no such session", body = Problem, content_type = "application/problem+json"),
+        (status = 429, description = "As many conversations are being read as may be at once (`long_reads_full`)", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn read_messages(
@@ -133,18 +135,28 @@ pub(crate) async fn read_messages(
     let page = PageQuery::<i64>::take(&mut params);
     params.finish()?;
     let session = app.store().session(&caller.project, &id).await?.ok_or_else(unknown_session)?;
-    let bounds = Bounds { items: page.limit as usize, bytes: PAGE_BYTES, events: PAGE_EVENTS };
-    let part = read(app.store(), (&caller.project, &session.id), page.after.unwrap_or(0), bounds).await?;
+    let bounds = Bounds {
+        items: page.limit as usize,
+        bytes: PAGE_BYTES,
+        events: PAGE_EVENTS,
+        read_bytes: PAGE_READ_BYTES,
+    };
+    let part = read(&app, (&caller.project, &session.id), page.after.unwrap_or(0), bounds).await?;
     let next_cursor = part.next_after.map(|after| encode(&after.to_string()));
     Ok(Json(MessagePage { items: part.items, next_cursor }))
 }
 
-/// How much is read.
+/// How much is read: until one of them is reached.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
+    /// Messages.
     pub(crate) items: usize,
+    /// Bytes of what is shown.
     pub(crate) bytes: usize,
+    /// Events that are looked through.
     pub(crate) events: usize,
+    /// Bytes of their details.
+    pub(crate) read_bytes: usize,
 }
 
 /// A part of a conversation.
@@ -159,31 +171,36 @@ pub(crate) struct Part {
 /// is the project's.
 ///
 /// # Errors
-/// As every read of the store.
+/// [`ApiError::LongReadsFull`]; as every read of the store.
 pub(crate) async fn read(
-    store: &Store,
+    app: &App,
     (project, session): (&ProjectId, &SessionId),
     after: i64,
     bounds: Bounds,
-) -> Result<Part, StoreError> {
-    let prompts = Prompts { store, project, session };
-    let (mut items, mut after, mut bytes, mut looked) = (Vec::new(), after, 0, 0);
+) -> Result<Part, ApiError> {
+    let _place = app.long_read().await?;
+    let prompts = Prompts { store: app.store(), project, session };
+    let (mut items, mut after, mut bytes, mut looked, mut read_bytes) = (Vec::new(), after, 0, 0, 0);
     loop {
-        let events = store.session_events(session, after, READ_EVENTS).await?;
-        let last = events.len() < READ_EVENTS as usize;
-        for event in &events {
+        let missing = u32::try_from(bounds.events - looked).unwrap_or(u32::MAX).min(READ_EVENTS);
+        let of = EventsOf::Session(session);
+        let events = app.store().listed_events(of, after, (missing, READ_BYTES)).await?;
+        if events.is_empty() {
+            return Ok(Part { items, next_after: None });
+        }
+        // Each is dropped before the next one is looked at.
+        for event in events {
             after = event.seq;
             looked += 1;
-            if let Some(message) = prompts.message(event).await? {
+            read_bytes += event.data.get().len();
+            if let Some(message) = prompts.message(&event).await? {
                 bytes += size(&message);
                 items.push(message);
             }
-            if items.len() >= bounds.items || bytes >= bounds.bytes || looked >= bounds.events {
+            let is_full = items.len() >= bounds.items || bytes >= bounds.bytes;
+            if is_full || looked >= bounds.events || read_bytes >= bounds.read_bytes {
                 return Ok(Part { items, next_after: Some(after) });
             }
-        }
-        if last {
-            return Ok(Part { items, next_after: None });
         }
     }
 }
@@ -324,9 +341,16 @@ fn result_text(content: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use caisson_store::Clock;
     use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+    use utoipa::openapi::OpenApi;
 
     use super::*;
+    use crate::automagik;
+    use crate::config::{ApiConfig, LONG_READS};
 
     fn line(value: &Value) -> (Option<Role>, Parts) {
         let mut parts = Parts::default();
@@ -402,5 +426,29 @@ mod tests {
             cut: false,
         };
         assert!(size(&message) > 1_000 * VALUE_BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_conversation_and_a_runs_progress_wait_for_a_place_and_are_refused_when_none_becomes_free() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("store.db"), Clock::system()).await.unwrap();
+        let mut config = ApiConfig::default();
+        config.limits.long_read_wait = Duration::from_millis(20);
+        let app = App::new(config, store, CancellationToken::new(), &OpenApi::default());
+        let bounds = Bounds { items: 1, bytes: 1, events: 1, read_bytes: 1 };
+        let (project, session) = (ProjectId::default_project(), SessionId::new(1, [1; 10]));
+        let run = RunId::new(1, [1; 10]);
+        let mut places = Vec::new();
+        for _ in 0..LONG_READS {
+            assert!(read(&app, (&project, &session), 0, bounds).await.is_ok());
+            places.push(app.long_read().await.unwrap());
+        }
+        let refused = read(&app, (&project, &session), 0, bounds).await;
+        assert!(matches!(refused, Err(ApiError::LongReadsFull)), "{refused:?}");
+        let refused = automagik::look_through(&app, &run).await;
+        assert!(matches!(refused, Err(ApiError::LongReadsFull)), "{refused:?}");
+        places.pop();
+        assert!(read(&app, (&project, &session), 0, bounds).await.is_ok());
+        automagik::look_through(&app, &run).await.unwrap();
     }
 }

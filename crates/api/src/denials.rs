@@ -6,16 +6,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use caisson_domain::id::ApiKeyId;
-use caisson_domain::principal::{Principal, Scope};
+use caisson_domain::principal::Principal;
 use caisson_store::meters::API_REFUSED;
 use caisson_store::{Actor, NewAudit, Store};
 use tokio::time::Instant;
 
 use crate::problem::ApiError;
 
-/// How long the audit log is not told again that a key lacks a scope.
+/// How long the audit log is not told again that a key was refused for the same.
 const TOLD_FOR: Duration = Duration::from_hours(1);
-/// Keys and scopes that are remembered. What comes beyond within [`TOLD_FOR`] is counted alone.
+/// Keys and what they were refused for that are remembered. What comes beyond within [`TOLD_FOR`] is counted alone.
 const TOLD: usize = 10_000;
 
 /// What the audit log was told of within [`TOLD_FOR`].
@@ -23,25 +23,25 @@ const TOLD: usize = 10_000;
 pub(crate) struct Denials(Mutex<HashMap<(ApiKeyId, &'static str), Instant>>);
 
 impl Denials {
-    /// Records that a caller's key lacks a scope, once in [`TOLD_FOR`] for both: whoever asks for ever fills no log. A
+    /// Records what a caller's key is not good for, a scope or the code of a refusal, once in [`TOLD_FOR`] for both: whoever asks for ever fills no log. A
     /// record that cannot be written is for the server's log, and refused they are all the same.
     ///
     /// # Cancel safety
     /// A dropped call may have written none; the next one is written after [`TOLD_FOR`].
-    pub(crate) async fn record(&self, store: &Store, caller: &Principal, scope: Scope) {
-        let entry = (caller.key.clone(), scope.as_str());
+    pub(crate) async fn record(&self, store: &Store, caller: &Principal, lacking: &'static str) {
+        let entry = (caller.key.clone(), lacking);
         if !self.is_due(entry.clone()) {
             return;
         }
         let actor = Actor::Key(caller.key.clone());
         let record = NewAudit {
             decision: Some("denied"),
-            ..NewAudit::new(&caller.project, actor, "api.denied", scope.as_str())
+            ..NewAudit::new(&caller.project, actor, "api.denied", lacking)
         };
         if let Err(error) = store.append_audit(&record).await {
             self.lock().remove(&entry);
             let key = &caller.key;
-            tracing::warn!(key.id = %key, error = %error, "that {key} lacks a scope is not in the audit log");
+            tracing::warn!(key.id = %key, error = %error, "that {key} was refused is not in the audit log");
         }
     }
 
@@ -68,6 +68,11 @@ impl Denials {
     }
 }
 
+/// What a key of another project is refused for that asks for what is the operators' alone.
+pub(crate) const OPERATORS_ONLY: &str = "operators_only";
+/// What one is refused for that asks for what keys of the default project alone see.
+pub(crate) const DEFAULT_PROJECT_ONLY: &str = "default_project_only";
+
 /// Counts who was not let in, by why. Who sends no key, or has used up a limit, guesses nothing.
 pub(crate) fn count(store: &Store, refused: &ApiError) {
     let reason = if matches!(refused, ApiError::KeyRefused) {
@@ -76,6 +81,13 @@ pub(crate) fn count(store: &Store, refused: &ApiError) {
         "failed_too_often"
     } else if matches!(refused, ApiError::ScopeMissing(_)) {
         "scope_missing"
+    } else if matches!(refused, ApiError::OperatorsOnly) {
+        OPERATORS_ONLY
+    } else if matches!(
+        refused,
+        ApiError::DefaultProjectOnly | ApiError::ServersOfDefaultProject | ApiError::UsageOfOthers
+    ) {
+        DEFAULT_PROJECT_ONLY
     } else {
         return;
     };
@@ -84,6 +96,8 @@ pub(crate) fn count(store: &Store, refused: &ApiError) {
 
 #[cfg(test)]
 mod tests {
+    use caisson_domain::principal::Scope;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

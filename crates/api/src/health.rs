@@ -3,9 +3,11 @@
 use axum::Json;
 use axum::extract::State;
 use caisson_store::StoreError;
+use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::auth;
 use crate::problem::{ApiError, Problem};
 use crate::ready::Ready;
 use crate::state::App;
@@ -36,7 +38,8 @@ pub(crate) async fn healthz() -> Json<Health> {
 /// Whether the server can take runs
 ///
 /// The store takes writes, and a living server has no problem that keeps it from placing runs and is not drained. A drained
-/// server still accepts runs: they wait. A yes may be up to a second old, and a no a tenth of that.
+/// server still accepts runs: they wait. A yes may be up to a second old, and a no a tenth of that. A key of the default project with
+/// the scope `admin` is told each server's problems in its own words; anybody else the kinds of them, with what to do.
 #[utoipa::path(
     get, path = "/readyz", tag = "health", operation_id = "readyz", security(()),
     responses(
@@ -44,10 +47,13 @@ pub(crate) async fn healthz() -> Json<Health> {
         (status = 503, description = "It cannot, with each problem", body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub(crate) async fn readyz(State(app): State<App>) -> Result<Json<Health>, ApiError> {
+pub(crate) async fn readyz(State(app): State<App>, parts: Parts) -> Result<Json<Health>, ApiError> {
     match app.ready().await {
         Ok(Ready::Yes) => Ok(Health::ok()),
-        Ok(Ready::No(problems)) => Err(ApiError::Unplaceable(problems)),
+        Ok(Ready::No(problems)) => {
+            let whole = ApiError::Unplaceable(problems);
+            Err(if auth::comes_from_operator(&parts, &app).await { whole } else { whole.in_general() })
+        }
         Err(ApiError::Store(StoreError::Unavailable(_))) if app.store().breaker().is_open => {
             Err(ApiError::DatabaseAway)
         }

@@ -18,13 +18,18 @@ impl<Id: FromStr> PageQuery<Id> {
     pub(crate) fn take(params: &mut Params) -> Self {
         let most = i64::from(limits::PAGE_ITEMS);
         let limit = params.take_in("limit", 1..=most).and_then(|limit| u32::try_from(limit).ok());
-        let cursor: Option<String> = params.take("cursor");
-        let after = cursor.as_deref().map(decode::<Id>);
-        if after.as_ref().is_some_and(Option::is_none) {
-            params.fault("cursor", "it is not a next_cursor of this list");
-        }
-        Self { after: after.flatten(), limit: limit.unwrap_or(limits::PAGE_ITEMS_DEFAULT) }
+        Self { after: take_cursor(params), limit: limit.unwrap_or(limits::PAGE_ITEMS_DEFAULT) }
     }
+}
+
+/// Takes `cursor` alone, for a list whose pages have a length of their own.
+pub(crate) fn take_cursor<Id: FromStr>(params: &mut Params) -> Option<Id> {
+    let cursor: Option<String> = params.take("cursor");
+    let after = cursor.as_deref().map(decode::<Id>);
+    if after.as_ref().is_some_and(Option::is_none) {
+        params.fault("cursor", "it is not a next_cursor of this list");
+    }
+    after.flatten()
 }
 
 /// A cursor that goes on behind `id`. Opaque to clients, so that its content may change.

@@ -128,6 +128,8 @@ pub(crate) enum ApiError {
     BodyTimeout,
     #[error("as many large bodies are being dealt with as may be at once; send it again in a while")]
     LargeBodiesFull,
+    #[error("as many conversations and runs are being read as may be at once; ask again in a while")]
+    LongReadsFull,
     #[error("the request's body is longer than {0} bytes")]
     BodyTooLarge(usize),
     #[error(
@@ -291,6 +293,21 @@ impl ApiError {
         Self::Internal(source.into())
     }
 
+    /// What callers are told who are not the operators: of servers that cannot place runs the classes of their problems, each once,
+    /// and no word of paths, sockets and ids.
+    pub(crate) fn in_general(self) -> Self {
+        if let Self::Unplaceable(problems) = self {
+            let mut general: Vec<PlacementProblem> = Vec::new();
+            for PlacementProblem { code, .. } in problems {
+                if general.iter().all(|known| known.code != code) {
+                    general.push(PlacementProblem { code, message: code.remedy().to_owned() });
+                }
+            }
+            return Self::Unplaceable(general);
+        }
+        self
+    }
+
     fn status_and_code(&self) -> (StatusCode, String) {
         let invalid = |faults: &Faults, code| (StatusCode::UNPROCESSABLE_ENTITY, faults.code(code));
         let (status, code) = match self {
@@ -299,6 +316,7 @@ impl ApiError {
             Self::BodyBroken => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::BodyTimeout => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::LargeBodiesFull => (StatusCode::TOO_MANY_REQUESTS, "large_bodies_full"),
+            Self::LongReadsFull => (StatusCode::TOO_MANY_REQUESTS, "long_reads_full"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyTooComplex => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_complex"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
@@ -378,6 +396,7 @@ impl ApiError {
             }
             Self::InputsFull => Some((header::RETRY_AFTER, HeaderValue::from(INPUTS_RETRY_AFTER_S))),
             Self::LargeBodiesFull
+            | Self::LongReadsFull
             | Self::QueueFull
             | Self::ProjectQueueFull
             | Self::StreamsFull

@@ -12,7 +12,7 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::auth::Administrator;
+use crate::auth::{self, Administrator};
 use crate::extract::{Fields, JsonObject, NoParams, Params};
 use crate::keys::NewKeyView;
 use crate::listing::{PageQuery, encode};
@@ -92,12 +92,17 @@ pub(crate) async fn create_project(
     _: NoParams,
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
-    if !is_of_the_default_project(&caller) {
-        return Err(ApiError::DefaultProjectOnly);
-    }
+    auth::require_default_project(&app, &caller, ApiError::DefaultProjectOnly).await?;
     let id = wanted(fields)?;
-    let by = Actor::Key(caller.key);
-    let project = match app.store().create_project(&id, by.clone()).await? {
+    let first = NewApiKey {
+        project: id.clone(),
+        name: FIRST_KEY.to_owned(),
+        scopes: vec![Scope::Admin],
+        expires_at_ms: None,
+        by: Actor::Key(caller.key),
+    };
+    let (made, first) = app.store().create_project_with_key(&first).await?;
+    let project = match made {
         Made::Created(project) => project,
         Made::Exists => {
             let detail = format!("there is a project \"{id}\" already; choose another name");
@@ -108,14 +113,7 @@ pub(crate) async fn create_project(
             return Err(ApiError::Conflict { code: "projects_full", detail });
         }
     };
-    let first = NewApiKey {
-        project: id.clone(),
-        name: FIRST_KEY.to_owned(),
-        scopes: vec![Scope::Admin],
-        expires_at_ms: None,
-        by,
-    };
-    let (key, secret) = app.store().make_api_key(&first).await?.ok_or(ApiError::KeysFull)?;
+    let (key, secret) = first.ok_or(ApiError::KeysFull)?;
     tracing::info!(project.id = %id, key.id = %key.id, "made the project {id}");
     let key = NewKeyView { key: key.into(), secret: secret.expose().to_owned() };
     let view = NewProjectView { project: project.into(), key };

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use axum::Json;
 use axum::extract::State;
-use caisson_domain::id::{DEFAULT_PROJECT, ProjectId, ServerId};
+use caisson_domain::id::{ProjectId, ServerId};
 use caisson_domain::principal::Principal;
 use caisson_domain::queue::{CAP, ProjectShare, WEIGHT};
 use caisson_store::{Actor, ChangeShare, QueueServer, QueueState};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::auth::Administrator;
+use crate::auth::{self, Administrator};
 use crate::extract::{Fields, JsonObject, NamePath, NoParams, whole_number};
 use crate::problem::{ApiError, Faults, Problem};
 use crate::projects::ProjectView;
@@ -130,7 +130,7 @@ pub(crate) async fn get_queue(
     Administrator(caller): Administrator,
     _: NoParams,
 ) -> Result<Json<QueueView>, ApiError> {
-    for_operators(&caller)?;
+    for_operators(&app, &caller).await?;
     Ok(Json(app.store().queue_state().await?.into()))
 }
 
@@ -157,7 +157,7 @@ pub(crate) async fn drain(
     _: NoParams,
     JsonObject(fields): JsonObject,
 ) -> Result<Json<QueueView>, ApiError> {
-    for_operators(&caller)?;
+    for_operators(&app, &caller).await?;
     let server = chosen(fields)?;
     let known = app.store().drain(server.as_ref(), &Actor::Key(caller.key)).await?;
     tracing::info!(server.id = server.as_ref().map(ServerId::as_str), "drained {}", whom(server.as_ref()));
@@ -187,7 +187,7 @@ pub(crate) async fn resume(
     _: NoParams,
     JsonObject(fields): JsonObject,
 ) -> Result<Json<QueueView>, ApiError> {
-    for_operators(&caller)?;
+    for_operators(&app, &caller).await?;
     let server = chosen(fields)?;
     let known = app.store().resume(server.as_ref(), &Actor::Key(caller.key)).await?;
     tracing::info!(server.id = server.as_ref().map(ServerId::as_str), "resumed {}", whom(server.as_ref()));
@@ -219,7 +219,7 @@ pub(crate) async fn set_project_queue(
     _: NoParams,
     JsonObject(fields): JsonObject,
 ) -> Result<Json<ProjectView>, ApiError> {
-    for_operators(&caller)?;
+    for_operators(&app, &caller).await?;
     let change = wanted(fields)?;
     let unknown = || ApiError::Unknown {
         code: "unknown_project",
@@ -230,8 +230,8 @@ pub(crate) async fn set_project_queue(
     project.map(|project| Json(project.into())).ok_or_else(unknown)
 }
 
-fn for_operators(caller: &Principal) -> Result<(), ApiError> {
-    if caller.project.as_str() == DEFAULT_PROJECT { Ok(()) } else { Err(ApiError::OperatorsOnly) }
+async fn for_operators(app: &App, caller: &Principal) -> Result<(), ApiError> {
+    auth::require_default_project(app, caller, ApiError::OperatorsOnly).await
 }
 
 fn chosen(mut fields: Fields) -> Result<Option<ServerId>, ApiError> {

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
-use caisson_domain::id::{DEFAULT_PROJECT, ServerId};
+use caisson_domain::id::ServerId;
 use caisson_domain::server::{PlacementProblem, ServerPart, ServerStatus};
 use caisson_store::{Actor, ForgetServer};
 use http::StatusCode;
@@ -10,7 +10,7 @@ use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::auth::Administrator;
+use crate::auth::{self, Administrator};
 use crate::extract::{NoParams, Params, path_param};
 use crate::listing::{PageQuery, encode};
 use crate::problem::{ApiError, Problem};
@@ -120,9 +120,7 @@ pub(crate) async fn list_servers(
 ) -> Result<Json<ServerPage>, ApiError> {
     let page = PageQuery::<ServerId>::take(&mut params);
     params.finish()?;
-    if caller.project.as_str() != DEFAULT_PROJECT {
-        return Err(ApiError::ServersOfDefaultProject);
-    }
+    auth::require_default_project(&app, &caller, ApiError::ServersOfDefaultProject).await?;
     // One more than wanted tells whether there is a next page.
     let found = app.store().list_servers(page.after.as_ref(), page.limit + 1).await?;
     let more = found.len() > page.limit as usize;
@@ -168,9 +166,7 @@ pub(crate) async fn forget_server(
     ServerPath(id): ServerPath,
     _: NoParams,
 ) -> Result<StatusCode, ApiError> {
-    if caller.project.as_str() != DEFAULT_PROJECT {
-        return Err(ApiError::ServersOfDefaultProject);
-    }
+    auth::require_default_project(&app, &caller, ApiError::ServersOfDefaultProject).await?;
     match app.store().forget_server(&id, Actor::Key(caller.key)).await? {
         ForgetServer::Forgotten => Ok(StatusCode::NO_CONTENT),
         ForgetServer::Unknown => Err(unknown_server()),

@@ -7,12 +7,12 @@ use axum::body::Bytes;
 use caisson_domain::id::ApiKeyId;
 use caisson_store::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
 
 use crate::access::Access;
-use crate::config::{ApiConfig, LARGE_BODIES, READY_FOR};
+use crate::config::{ApiConfig, LARGE_BODIES, LONG_READS, READY_FOR};
 use crate::problem::ApiError;
 use crate::ready::{Answers, Ready};
 use crate::shares::{Share, Shares};
@@ -27,6 +27,7 @@ struct Inner {
     cancel: CancellationToken,
     streams: Arc<Semaphore>,
     large_bodies: Arc<Semaphore>,
+    long_reads: Arc<Semaphore>,
     streams_of_keys: Shares,
     access: Access,
     readiness: Readiness,
@@ -87,6 +88,7 @@ impl App {
             cancel,
             streams,
             large_bodies: Arc::new(Semaphore::new(LARGE_BODIES)),
+            long_reads: Arc::new(Semaphore::new(LONG_READS)),
             streams_of_keys,
             readiness: Readiness::default(),
             ready,
@@ -98,6 +100,18 @@ impl App {
     /// A place for a large body; waits until there is one.
     pub(crate) async fn large_body(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         Arc::clone(&self.0.large_bodies).acquire_owned().await.map_err(ApiError::internal)
+    }
+
+    /// A place for a read of many events.
+    ///
+    /// # Errors
+    /// [`ApiError::LongReadsFull`] when none becomes free in [`crate::config::ApiLimits::long_read_wait`].
+    pub(crate) async fn long_read(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let place = Arc::clone(&self.0.long_reads).acquire_owned();
+        match timeout(self.0.config.limits.long_read_wait, place).await {
+            Ok(place) => place.map_err(ApiError::internal),
+            Err(_) => Err(ApiError::LongReadsFull),
+        }
     }
 
     pub(crate) fn config(&self) -> &ApiConfig {

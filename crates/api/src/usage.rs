@@ -13,7 +13,7 @@ use caisson_store::{UsageFilter, UsageGroup};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::auth::Reader;
+use crate::auth::{self, Reader};
 use crate::extract::Params;
 use crate::listing::{PageQuery, encode};
 use crate::problem::{ApiError, Problem};
@@ -178,7 +178,7 @@ async fn project(app: &App, caller: &Principal, whose: Option<Whose>) -> Result<
         Some(Whose::All) => None,
     };
     if caller.project.as_str() != DEFAULT_PROJECT || !caller.may(Scope::Admin) {
-        return Err(ApiError::UsageOfOthers);
+        return Err(auth::note_border(app, caller, ApiError::UsageOfOthers).await);
     }
     let Some(name) = name else { return Ok(None) };
     let unknown = || ApiError::Unknown {

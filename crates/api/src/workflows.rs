@@ -9,7 +9,7 @@ use caisson_domain::parameters::Parameters;
 use caisson_domain::repository_file::CheckName;
 use caisson_domain::trust::TrustBlock;
 use caisson_domain::workflow::{PermissionMode, Publish, WorkspaceAccess};
-use caisson_store::StoredWorkflow;
+use caisson_store::{self as store, StoredWorkflow};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -138,11 +138,11 @@ impl From<TrustBlock> for TrustView {
     }
 }
 
-impl From<StoredWorkflow> for WorkflowSummary {
-    fn from(stored: StoredWorkflow) -> Self {
+impl From<store::WorkflowSummary> for WorkflowSummary {
+    fn from(stored: store::WorkflowSummary) -> Self {
         Self {
-            name: stored.workflow.name,
-            description: stored.workflow.description,
+            name: stored.name,
+            description: stored.description,
             version: stored.version,
             updated_at_ms: stored.updated_at_ms,
             is_own: stored.is_own,

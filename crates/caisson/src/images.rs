@@ -89,7 +89,7 @@ async fn named(store: &Store, default_image: Option<&str>) -> Result<Vec<String>
     named.extend(default_image.map(str::to_owned));
     for project in store.list_projects(None, PAGE_ITEMS).await? {
         let workflows = store.list_workflows(&project.id).await?;
-        named.extend(workflows.into_iter().filter_map(|stored| stored.workflow.caisson.image));
+        named.extend(workflows.into_iter().filter_map(|stored| stored.image));
         // A run that runs may go back to the queue, and its image has no container then.
         for status in [RunStatus::Queued, RunStatus::Running] {
             named.extend(images_of_runs(store, &project.id, status).await?);

@@ -324,7 +324,11 @@ async fn without_bubblewrap_nothing_is_claimed_or_accepted_until_it_is_back() {
     let early = world.api.post("/v1/runs", &world.run_body()).await.unwrap();
     assert!(early.status == 202 || early.status == 503, "{}", early.body);
     let told = readiness(&world, 503).await;
-    assert!(told.to_string().contains("bubblewrap"), "{told:#}");
+    assert_eq!(told["code"], "engine_unavailable", "{told:#}");
+    assert!(!told.to_string().contains("bubblewrap"), "{told:#}");
+    let operator = world.spec.create_key_with("admin").unwrap();
+    let told = testkit::api::Api::new(&world.server.base, &operator).unwrap().get("/readyz").await.unwrap();
+    assert!(told.body.to_string().contains("bubblewrap"), "the operator is told which: {:#}", told.body);
     let refused = world.api.post("/v1/runs", &world.run_body()).await.unwrap();
     assert_eq!(refused.status, 503, "{}", refused.body);
     tokio::time::sleep(THREE_TRIES).await;

@@ -11,6 +11,8 @@ use testkit::process::ServerSpec;
 
 testkit::on_every_database! {
     keys_are_made_listed_and_revoked
+    what_a_full_disk_takes_of_a_commands_output_is_told
+    a_reader_that_has_gone_away_is_no_fault
     a_key_for_a_project_that_does_not_exist_is_refused
     commands_on_what_is_not_there_make_nothing
     commands_that_find_a_new_database_at_once_wait_for_one_another
@@ -88,6 +90,35 @@ async fn keys_are_made_listed_and_revoked(ground: Ground) {
     let stored = machine.stored();
     let holds = |part: &str| stored.windows(part.len()).any(|window| window == part.as_bytes());
     assert!(holds(id) && !holds(&secret));
+}
+
+async fn what_a_full_disk_takes_of_a_commands_output_is_told(ground: Ground) {
+    let machine = Machine::new(ground).await;
+    assert!(machine.run(&["key", "create", "first"]).status.success());
+    for arguments in [
+        &["key", "create", "ci"][..],
+        &["key", "create", "ci", "--json"],
+        &["key", "list"],
+        &["audit", "export"],
+        &["openapi"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = machine.spec.command(arguments);
+        let output = command.stdout(full).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains("No space left"), "{arguments:?}: {said}");
+    }
+}
+
+/// As `| head` does.
+async fn a_reader_that_has_gone_away_is_no_fault(ground: Ground) {
+    let machine = Machine::new(ground).await;
+    assert!(machine.run(&["key", "create", "first"]).status.success());
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = machine.spec.command(&["audit", "export"]).stdout(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
 }
 
 async fn a_key_for_a_project_that_does_not_exist_is_refused(ground: Ground) {

@@ -2,8 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::path::Path;
-use std::process::Command;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use testkit::engine::Engine;
@@ -23,23 +24,48 @@ fn blocks() -> [String; 4] {
     blocks.into_iter().map(str::to_owned).collect::<Vec<_>>().try_into().unwrap()
 }
 
-/// Runs a block of the document with this test's places in the place of the document's.
+/// Runs a block of the document with this test's places in the place of the document's. What keeps it from going on behind a
+/// command that failed is its own.
 #[expect(
     clippy::disallowed_methods,
     reason = "a test runs what the document says in a shell, as a reader does"
 )]
-fn follow(world: &World, script: &str, backups: &Path, url: &str) {
+fn follow(world: &World, script: &str, backups: &Path, url: &str) -> Output {
     let state = world.spec.state_dir.display().to_string();
     let script = script.replace(STATE, &state).replace(BACKUPS, &backups.display().to_string());
     let program = world.spec.parts.caisson.parent().unwrap();
     let mut shell = Command::new("bash");
-    shell.args(["-euc", &script]).env("DATABASE_URL", url);
+    shell.args(["-uc", &script]).env("DATABASE_URL", url);
     for (name, value) in &world.spec.variables {
         shell.env(name, value);
     }
     shell.env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", program.display()));
-    let output = shell.output().unwrap();
-    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+    shell.output().unwrap()
+}
+
+fn done(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The block as it is run on that day.
+fn on(day: &str, script: &str) -> String {
+    const TODAY: &str = "$(date +%F)";
+    assert!(script.contains(TODAY), "{script}");
+    script.replace(TODAY, day)
+}
+
+/// Everything below a directory, with its bytes.
+fn all_of(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(all_of(&path));
+        } else {
+            found.insert(path.clone(), std::fs::read(&path).unwrap());
+        }
+    }
+    found
 }
 
 fn mode(path: &Path) -> u32 {
@@ -54,11 +80,21 @@ async fn lose_and_restore(mut world: World, [backup, restore]: [String; 2], url:
     let events = world.api.events(&before).await.unwrap();
     let backups = world.directory.path().join("backups");
     let key = std::fs::read(world.state_dir().join("master.key")).unwrap();
-    follow(&world, &backup, &backups, url);
+    done(&follow(&world, &on("2026-09-29", &backup), &backups, url));
+    let first = all_of(&backups);
+    // More comes, so that whatever is taken again is another.
+    let more = world.api.submit(&world.run_body()).await.unwrap();
+    assert_eq!(world.api.wait_end(&more, END).await.unwrap()["status"], "succeeded");
+    world.wait_tidy().await.unwrap();
+    let again = follow(&world, &on("2026-09-29", &backup), &backups, url);
+    assert!(!again.status.success(), "the same day twice");
+    assert!(all_of(&backups) == first, "nothing is overwritten");
+    done(&follow(&world, &on("2026-09-30", &backup), &backups, url));
     assert_eq!(mode(&backups), 0o700);
-    for database in
-        ["caisson.db", "caisson.dump"].map(|name| backups.join(name)).iter().filter(|path| path.exists())
-    {
+    for day in ["2026-09-29", "2026-09-30"].map(|day| backups.join(day)) {
+        assert_eq!(mode(&day), 0o700);
+        let databases = ["caisson.db", "caisson.dump"].map(|name| day.join(name));
+        let database = databases.iter().find(|path| path.exists()).unwrap();
         assert_eq!(mode(database), 0o600, "{}", database.display());
     }
     // What comes after the backup is lost.
@@ -73,9 +109,10 @@ async fn lose_and_restore(mut world: World, [backup, restore]: [String; 2], url:
     for (path, mode) in [(&state, 0o700), (&key_file, 0o600)] {
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     }
-    follow(&world, &restore, &backups, url);
+    done(&follow(&world, &restore, &backups, url));
     world.server = world.spec.start().await.unwrap();
     assert_eq!(world.api.events(&before).await.unwrap(), events, "with the same key");
+    assert!(!world.api.events(&more).await.unwrap().is_empty(), "the newest backup");
     let after = world.api.submit(&world.run_body()).await.unwrap();
     let run = world.api.wait_end(&after, END).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());

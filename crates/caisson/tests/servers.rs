@@ -413,7 +413,7 @@ async fn parts_of_a_server_are_processes_and_another_server_shows_live_text_and_
     let api = Api::new(&front.base, &world.key).unwrap();
     let refused = async || api.get("/readyz").await.map(|answer| answer.body.to_string()).unwrap_or_default();
     let begun = Instant::now();
-    while !refused().await.contains("no gateway serves this worker") {
+    while !refused().await.contains("gateway_away") {
         assert!(begun.elapsed() < END, "{}\n{}", refused().await, worker.log());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -24,6 +24,32 @@ pub fn values(json: &[u8]) -> usize {
     values
 }
 
+/// Deepest JSON text that is passed on as it is: most readers, serde's among them, go no deeper than 128, what stands around it counted.
+pub const JSON_DEPTH: usize = 100;
+
+/// How deep lists and objects lie in one another in a JSON text at most; 0 without any.
+///
+/// It reads the bytes once and keeps nothing.
+#[must_use]
+pub fn depth(json: &[u8]) -> usize {
+    let (mut now, mut most, mut in_text, mut escaped) = (0_usize, 0, false, false);
+    for byte in json {
+        if in_text {
+            in_text = escaped || *byte != b'"';
+            escaped = !escaped && *byte == b'\\';
+            continue;
+        }
+        in_text = *byte == b'"';
+        now = match byte {
+            b'[' | b'{' => now + 1,
+            b']' | b'}' => now.saturating_sub(1),
+            _ => now,
+        };
+        most = most.max(now);
+    }
+    most
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -37,6 +63,20 @@ mod tests {
             Value::Array(items) => items.iter().map(counted).sum(),
             Value::Object(members) => members.values().map(counted).sum(),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+        }
+    }
+
+    #[test]
+    fn lists_and_objects_in_one_another_are_deep_and_those_beside_one_another_are_not() {
+        for (json, deep) in [
+            ("7", 0),
+            ("[]", 1),
+            ("[{},[]]", 2),
+            (r#"{"a":[{"b":1}]}"#, 3),
+            (r#"["[[[","\"[["]"#, 1),
+            ("]]][", 1),
+        ] {
+            assert_eq!(depth(json.as_bytes()), deep, "{json}");
         }
     }
 

@@ -25,6 +25,34 @@ text_enum! {
     }
 }
 
+impl ProblemCode {
+    /// What it means and what to do, in one sentence that tells nothing of the server that has it: no path, socket or id.
+    #[must_use]
+    pub const fn remedy(self) -> &'static str {
+        match self {
+            Self::EngineUnavailable => {
+                "the engine that makes sandboxes does not answer; the operator starts it, and `caisson doctor` says which one is meant"
+            }
+            Self::ImageMissing => {
+                "the engine lacks the default image; the operator builds it with `caisson image build`"
+            }
+            Self::AgentMissing => {
+                "the agent is not installed; the operator installs it with `caisson agent install`"
+            }
+            Self::DiskLow => {
+                "too little disk space is free; the operator makes room, for example with `caisson gc`"
+            }
+            Self::Drained => "every server is drained; the operator ends that with `caisson resume`",
+            Self::GatewayAway => {
+                "no gateway serves the sandboxes; the operator starts `caisson serve --only gateway` on that machine"
+            }
+            Self::ArtifactsAway => {
+                "the directory of artifacts that servers share is not there; the operator mounts it again"
+            }
+        }
+    }
+}
+
 text_enum! {
     /// What a server does. The parts of one server share its state directory and its id, and may be processes of their own.
     Role, "role" {

@@ -1,14 +1,19 @@
 //! Approvals: what agents ask, and the answers, which come from here alone. The sandbox tells that it asks; who answers, and
 //! when nobody has in time, is decided by the store.
 
+use std::ops::ControlFlow;
+
 use caisson_domain::approval::{
     APPROVAL_REFUSALS, APPROVALS_WAITING, Answer, ApprovalState, DefaultAnswer, RUN_APPROVALS,
 };
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ApiKeyId, ApprovalId, ProjectId, RunId};
+use caisson_domain::json::{JSON_DEPTH, depth};
 use caisson_domain::protocol::InputBody;
 use caisson_domain::run::{Run, RunStatus};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::database::{Row, Tx, sql};
 use crate::door::known_run;
@@ -54,7 +59,31 @@ pub struct Approval {
     /// The key that answered; none: nobody did.
     pub decided_by: Option<String>,
     /// The answer.
-    pub answer: Option<Answer>,
+    pub answer: Option<Answered>,
+}
+
+/// An answer that was given, not read into a tree: a list may have many large ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answered {
+    /// The tool is used.
+    Allow {
+        /// What it is given in place of what the agent wanted, as JSON; none changes nothing.
+        input: Option<String>,
+    },
+    /// It is not used.
+    Deny {
+        /// What the agent is told.
+        message: String,
+    },
+}
+
+/// A part of what an agent asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApprovalPage {
+    /// Oldest first.
+    pub items: Vec<Approval>,
+    /// Whether there are more behind the last one.
+    pub more: bool,
 }
 
 /// What came of answering.
@@ -104,7 +133,9 @@ const ONE: &str = concat!("select ", approval_columns!(), " from approval where 
 const OF_RUN: &str = concat!(
     "select ",
     approval_columns!(),
-    " from approval where run_id = $1 order by requested_at_ms, id limit $2"
+    " from approval where run_id = $1 and ($2 is null or (requested_at_ms, id) > \
+     (select before.requested_at_ms, before.id from approval as before where before.run_id = $1 and before.id = $2)) \
+     order by requested_at_ms, id limit $3"
 );
 
 const DUE: &str = concat!(
@@ -123,7 +154,8 @@ fn bound(count: usize) -> i64 {
 }
 
 impl Store {
-    /// What the agent of a run of the project asked, oldest first, all of it; none if there is no such run.
+    /// What the agent of a run of the project asked, oldest first, behind the approval `after`, until there are so many bytes of it and of
+    /// its answers: the one that reaches them is the last. None if there is no such run.
     ///
     /// # Errors
     /// As every read.
@@ -132,14 +164,29 @@ impl Store {
     pub async fn approvals(
         &self,
         project: &ProjectId,
-        run: &RunId,
-    ) -> Result<Option<Vec<Approval>>, StoreError> {
+        (run, after): (&RunId, Option<&ApprovalId>),
+        bytes: usize,
+    ) -> Result<Option<ApprovalPage>, StoreError> {
         if self.run(project, run).await?.is_none() {
             return Ok(None);
         }
-        let rows =
-            sql::query(OF_RUN).bind(run.as_str()).bind(bound(RUN_APPROVALS)).fetch_all(self.reader()).await?;
-        rows.iter().map(read).collect::<Result<_, _>>().map(Some)
+        let (mut page, mut read) = (ApprovalPage { items: Vec::new(), more: false }, 0);
+        sql::query(OF_RUN)
+            .bind(run.as_str())
+            .bind(after.map(ApprovalId::as_str))
+            .bind(bound(RUN_APPROVALS))
+            .read_each(self.lists(), |row| {
+                if read >= bytes {
+                    page.more = true;
+                    return Ok::<_, StoreError>(ControlFlow::Break(()));
+                }
+                let approval = self::read(&row)?;
+                read += approval.bytes();
+                page.items.push(approval);
+                Ok(ControlFlow::Continue(()))
+            })
+            .await?;
+        Ok(Some(page))
     }
 
     /// Answers an approval that waits; the first answer counts. `by` is the key that answers.
@@ -319,8 +366,26 @@ pub(crate) async fn withdraw_all(tx: &mut Tx<'_>, run: &str) -> Result<(), Store
     Ok(())
 }
 
+/// An answer as it is kept; what the tool is given is not looked into.
+#[derive(Deserialize)]
+struct Kept<'a> {
+    decision: DefaultAnswer,
+    #[serde(borrow, default)]
+    input: Option<&'a RawValue>,
+    message: Option<String>,
+}
+
+fn answered(text: &str) -> Result<Answered, serde_json::Error> {
+    let Kept { decision, input, message } = serde_json::from_str(text)?;
+    Ok(match decision {
+        DefaultAnswer::Allow => Answered::Allow { input: input.map(|input| input.get().to_owned()) },
+        DefaultAnswer::Deny => Answered::Deny { message: message.unwrap_or_default() },
+    })
+}
+
 fn read(row: &Row) -> Result<Approval, StoreError> {
     let columns = Columns::of("approval", row)?;
+    let answer = columns.get::<Option<&str>>("answer")?.map(answered).transpose();
     Ok(Approval {
         id: columns.parse("id")?,
         run: columns.parse("run_id")?,
@@ -337,15 +402,30 @@ fn read(row: &Row) -> Result<Approval, StoreError> {
         expires_at_ms: columns.get("expires_at_ms")?,
         decided_at_ms: columns.get("decided_at_ms")?,
         decided_by: columns.get("decided_by")?,
-        answer: columns.json_optional("answer")?,
+        answer: answer.map_err(|error| columns.corrupt("answer", error))?,
     })
 }
 
 impl Approval {
-    /// What the agent wants to give to the tool; if it was cut, the text of its beginning.
+    /// What the agent wants to give to the tool, as JSON; if it was cut, or lies deeper than [`JSON_DEPTH`], its text.
+    ///
+    /// # Panics
+    /// Never: a text is JSON.
     #[must_use]
-    pub fn input(&self) -> Value {
-        let whole = (self.asked.cut_bytes == 0).then(|| serde_json::from_str(&self.asked.input).ok());
-        whole.flatten().unwrap_or_else(|| Value::from(self.asked.input.as_str()))
+    pub fn input(&self) -> Box<RawValue> {
+        let NewApproval { input, cut_bytes, .. } = &self.asked;
+        let is_whole = *cut_bytes == 0 && depth(input.as_bytes()) <= JSON_DEPTH;
+        let whole = is_whole.then(|| RawValue::from_string(input.clone()).ok()).flatten();
+        whole.unwrap_or_else(|| to_raw_value(input).expect("a text can be written as JSON"))
+    }
+
+    /// What it counts in a list.
+    fn bytes(&self) -> usize {
+        let answer = match &self.answer {
+            Some(Answered::Allow { input }) => input.as_ref().map_or(0, String::len),
+            Some(Answered::Deny { message }) => message.len(),
+            None => 0,
+        };
+        self.asked.input.len() + self.asked.description.as_ref().map_or(0, String::len) + answer
     }
 }

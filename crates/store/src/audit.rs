@@ -132,12 +132,41 @@ const TAIL: &str = "select seq, hash from audit where chain = $1 order by seq de
 const BEFORE: &str = "select number, project_id, at_ms, actor, action, subject from audit_before \
      where number > (select coalesce(max(before_number), 0) from audit) order by number limit $1";
 
-const LIST: &str = concat!(
-    "select ",
-    record::audit_columns!(),
-    " from audit where project_id = $1 and number < $2 and ($3 is null or action = $3) \
-     and ($4 is null or run_id = $4) and ($5 is null or actor = $5) order by number desc limit $6"
-);
+/// Each names one field whose index it reads, as the lists of runs do: one text for all filters would walk the whole log, which
+/// is never shortened, where few records fit.
+macro_rules! list {
+    ($by:literal) => {
+        concat!(
+            "select ",
+            record::audit_columns!(),
+            " from audit where project_id = $1 and number < $2",
+            $by,
+            " and ($3 is null or action = $3) and ($4 is null or run_id = $4) and ($5 is null or actor = $5) \
+             order by number desc limit $6"
+        )
+    };
+}
+
+pub(crate) const ALL: &str = list!("");
+pub(crate) const BY_ACTION: &str = list!(" and action = $3");
+pub(crate) const BY_RUN: &str = list!(" and run_id = $4");
+pub(crate) const BY_ACTOR: &str = list!(" and actor = $5");
+
+/// The text for a filter, by the field that most likely leaves the fewest records.
+fn text(filter: &AuditFilter) -> &'static str {
+    let is_of_all = |actor: &String| actor == OPERATOR || actor == SERVER;
+    if filter.run.is_some() {
+        BY_RUN
+    } else if filter.actor.as_ref().is_some_and(|actor| !is_of_all(actor)) {
+        BY_ACTOR
+    } else if filter.action.is_some() {
+        BY_ACTION
+    } else if filter.actor.is_some() {
+        BY_ACTOR
+    } else {
+        ALL
+    }
+}
 
 const PAGE: &str =
     concat!("select ", record::audit_columns!(), " from audit where number > $1 order by number limit $2");
@@ -209,7 +238,8 @@ impl Store {
         after: Option<i64>,
         limit: u32,
     ) -> Result<Vec<AuditRecord>, StoreError> {
-        let rows = sql::query(LIST)
+        let rows = sql::query(text(filter))
+            .planned_for_its_values()
             .bind(project.as_str())
             .bind(after.unwrap_or(i64::MAX))
             .bind(filter.action.as_deref())
@@ -306,4 +336,22 @@ async fn append(tx: &mut Tx<'_>, mut record: AuditRecord) -> Result<(), StoreErr
     record::insert(tx, &record).await?;
     tx.wake(Topic::Audit);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_field_that_leaves_the_fewest_records_is_taken() {
+        let action = || AuditFilter { action: Some("run.create".to_owned()), ..AuditFilter::default() };
+        let by = |actor: &str, filter: AuditFilter| AuditFilter { actor: Some(actor.to_owned()), ..filter };
+        let run = || Some(RunId::new(1, [1; 10]));
+        assert_eq!(text(&AuditFilter::default()), ALL);
+        assert_eq!(text(&action()), BY_ACTION);
+        assert_eq!(text(&by(SERVER, AuditFilter::default())), BY_ACTOR);
+        assert_eq!(text(&by(SERVER, action())), BY_ACTION);
+        assert_eq!(text(&by("key_1", action())), BY_ACTOR);
+        assert_eq!(text(&AuditFilter { run: run(), ..by("key_1", action()) }), BY_RUN);
+    }
 }

@@ -1,5 +1,6 @@
 //! Reading and appending events.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
 
 use caisson_domain::check_result::CheckResult;
@@ -11,6 +12,7 @@ use caisson_domain::usage::UsageTotals;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::database::sql::Reader;
 use crate::database::{Tx, sql};
 use crate::{Store, StoreError, Topic, audit, inputs, meters, rows};
 
@@ -19,6 +21,15 @@ pub(crate) const OF_RUN: &str = "select session_id, seq, run_id, at_ms, kind, da
 
 pub(crate) const OF_SESSION: &str = "select session_id, seq, run_id, at_ms, kind, data from event \
      where session_id = $1 and seq > $2 order by seq limit $3";
+
+/// Whose events are read.
+#[derive(Debug, Clone, Copy)]
+pub enum EventsOf<'a> {
+    /// One run's.
+    Run(&'a RunId),
+    /// Those of all runs of a session.
+    Session(&'a SessionId),
+}
 
 /// The two kinds are named so that their own small index is used; the guard keeps all other data, which need not be
 /// JSON by the database's rules, from being read.
@@ -63,6 +74,38 @@ impl Store {
         self.read_events(OF_SESSION, session.as_str(), after, limit).await
     }
 
+    /// The next events behind `after`, in order, until there are `items` or they have `bytes` of details: the one that reaches
+    /// them is the last. None at all only at the end. For whoever keeps what was read while a client takes its time, since one
+    /// event may be a line of a megabyte.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn events_within(
+        &self,
+        of: EventsOf<'_>,
+        after: i64,
+        within: (u32, usize),
+    ) -> Result<Vec<Event>, StoreError> {
+        self.read_within(self.reader(), of, after, within).await
+    }
+
+    /// The same over the connections of lists: for whoever looks through many events, so that small reads do not wait for it.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn listed_events(
+        &self,
+        of: EventsOf<'_>,
+        after: i64,
+        within: (u32, usize),
+    ) -> Result<Vec<Event>, StoreError> {
+        self.read_within(self.lists(), of, after, within).await
+    }
+
     /// Whether the run has an event of `kind`, one of the worker's own about sandboxes, that names `sandbox`.
     ///
     /// # Errors
@@ -96,6 +139,38 @@ impl Store {
         // A reader goes on behind the last number that it has seen: none may come twice, with another event.
         self.settled().await?;
         rows.iter().map(rows::event).collect()
+    }
+
+    async fn read_within(
+        &self,
+        reader: &Reader,
+        of: EventsOf<'_>,
+        after: i64,
+        (items, bytes): (u32, usize),
+    ) -> Result<Vec<Event>, StoreError> {
+        let (text, of) = match of {
+            EventsOf::Run(run) => (OF_RUN, run.as_str()),
+            EventsOf::Session(session) => (OF_SESSION, session.as_str()),
+        };
+        let items = items.min(EVENT_PAGE_ITEMS + 1);
+        let (mut events, mut read): (Vec<Event>, usize) = (Vec::new(), 0);
+        sql::query(text)
+            .bind(of)
+            .bind(after)
+            .bind(items)
+            .read_each(reader, |row| {
+                let event = rows::event(&row)?;
+                read += event.data.get().len();
+                events.push(event);
+                Ok::<_, StoreError>(if read < bytes {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                })
+            })
+            .await?;
+        self.settled().await?;
+        Ok(events)
     }
 }
 

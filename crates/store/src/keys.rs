@@ -8,7 +8,7 @@ use caisson_domain::id::{ApiKeyId, ProjectId};
 use caisson_domain::limits::{API_KEYS, PAGE_ITEMS};
 use caisson_domain::principal::{Principal, Scope};
 
-use crate::database::{Row, sql};
+use crate::database::{Row, Tx, sql};
 use crate::rows::{Columns, document};
 use crate::{Actor, NewAudit, Store, StoreError, audit};
 
@@ -120,52 +120,32 @@ impl Store {
     /// A dropped call may have made a key whose secret nobody knows; it opens nothing for anybody.
     pub async fn make_api_key(&self, new: &NewApiKey) -> Result<Option<(ApiKey, Token)>, StoreError> {
         let mut tx = self.begin().await?;
-        let valid: i64 = sql::query_scalar(COUNT)
-            .bind(new.project.as_str())
-            .bind(tx.now_ms)
-            .bind(API_KEYS)
-            .fetch_one(&mut *tx.db)
-            .await?;
-        if valid >= API_KEYS {
+        let Some(made) = make(&mut tx, new).await? else {
             tx.rollback().await?;
             return Ok(None);
-        }
-        let id = ApiKeyId::new(tx.now_ms, tx.random());
-        let secret = Token::api_key(tx.random());
-        sql::query(INSERT)
-            .bind(id.as_str())
-            .bind(new.project.as_str())
-            .bind(new.name.as_str())
-            .bind(document("api_key.scopes", &new.scopes)?)
-            .bind(secret.hash().as_str())
-            .bind(tx.now_ms)
-            .bind(new.expires_at_ms)
-            .execute(&mut *tx.db)
-            .await?;
-        let key = ApiKey {
-            id,
-            project: new.project.clone(),
-            name: new.name.clone(),
-            scopes: new.scopes.clone(),
-            created_at_ms: tx.now_ms,
-            revoked_at_ms: None,
-            expires_at_ms: new.expires_at_ms,
-            last_used_at_ms: None,
         };
-        let record = NewAudit::new(&new.project, new.by.clone(), "key.create", &told(&key));
-        audit::write(&mut tx, &record).await?;
         tx.commit().await?;
-        Ok(Some((key, secret)))
+        Ok(Some(made))
     }
 
-    /// The keys of a project, oldest first, revoked ones among them; at most [`PAGE_ITEMS`].
+    /// All keys of a project, oldest first, revoked ones among them, read a page at a time: for the machine's operator, since of those
+    /// that are revoked there may be any number.
     ///
     /// # Errors
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn list_api_keys(&self, project: &ProjectId) -> Result<Vec<ApiKey>, StoreError> {
-        self.list_api_keys_after(project, None, PAGE_ITEMS).await
+        let mut keys: Vec<ApiKey> = Vec::new();
+        loop {
+            let after = keys.last().map(|last| last.id.clone());
+            let page = self.list_api_keys_after(project, after.as_ref(), PAGE_ITEMS).await?;
+            let is_last = page.len() < PAGE_ITEMS as usize;
+            keys.extend(page);
+            if is_last {
+                return Ok(keys);
+            }
+        }
     }
 
     /// The keys of a project behind `after`, oldest first; at most one more than [`PAGE_ITEMS`].
@@ -313,4 +293,41 @@ fn api_key(row: &Row) -> Result<ApiKey, StoreError> {
         expires_at_ms: columns.get("expires_at_ms")?,
         last_used_at_ms: columns.get("last_used_at_ms")?,
     })
+}
+
+/// Makes a key and writes its audit record; `None`, with nothing changed, if the project has [`API_KEYS`] valid ones.
+pub(crate) async fn make(tx: &mut Tx<'_>, new: &NewApiKey) -> Result<Option<(ApiKey, Token)>, StoreError> {
+    let valid: i64 = sql::query_scalar(COUNT)
+        .bind(new.project.as_str())
+        .bind(tx.now_ms)
+        .bind(API_KEYS)
+        .fetch_one(&mut *tx.db)
+        .await?;
+    if valid >= API_KEYS {
+        return Ok(None);
+    }
+    let id = ApiKeyId::new(tx.now_ms, tx.random());
+    let secret = Token::api_key(tx.random());
+    sql::query(INSERT)
+        .bind(id.as_str())
+        .bind(new.project.as_str())
+        .bind(new.name.as_str())
+        .bind(document("api_key.scopes", &new.scopes)?)
+        .bind(secret.hash().as_str())
+        .bind(tx.now_ms)
+        .bind(new.expires_at_ms)
+        .execute(&mut *tx.db)
+        .await?;
+    let key = ApiKey {
+        id,
+        project: new.project.clone(),
+        name: new.name.clone(),
+        scopes: new.scopes.clone(),
+        created_at_ms: tx.now_ms,
+        revoked_at_ms: None,
+        expires_at_ms: new.expires_at_ms,
+        last_used_at_ms: None,
+    };
+    audit::write(tx, &NewAudit::new(&new.project, new.by.clone(), "key.create", &told(&key))).await?;
+    Ok(Some((key, secret)))
 }

@@ -94,7 +94,7 @@ use meters::Meters;
 use opening::Turn;
 use vault::Keyring;
 
-pub use approvals::{AnswerApproval, Approval, NewApproval};
+pub use approvals::{AnswerApproval, Answered, Approval, ApprovalPage, NewApproval};
 pub use artifacts::{Artifact, NewArtifact, PutArtifact};
 pub use attachment_pieces::{ATTACHMENT_PIECE_BYTES, AttachmentPieces};
 pub use attachments::{ATTACHMENT_PART_BYTES, AttachmentsFull, NewAttachment};
@@ -122,6 +122,7 @@ pub use deltas::{DELTA_CHANNEL_ITEMS, DELTA_SESSIONS_ELSEWHERE};
 pub use door::{Archive, NextWork};
 pub use drain::{Drained, QueueServer, QueueState};
 pub use error::{BoxError, StoreError};
+pub use events::EventsOf;
 pub use fence::HomeEpoch;
 pub use forget::ForgetServer;
 pub use forks::{ForkSession, NewFork};
@@ -157,7 +158,7 @@ pub use usage_reports::{UsageFilter, UsageGroup};
 pub use users::{ChangeUser, User, UserFields};
 pub use vault::{MasterKeyError, MasterKeyFile, RekeyStep, Rekeyed};
 pub use waiting::{QueueEstimate, QueuePlace};
-pub use workflows::{PutWorkflow, RemoveWorkflow, StoredWorkflow};
+pub use workflows::{PutWorkflow, RemoveWorkflow, StoredWorkflow, WorkflowSummary};
 
 /// The store. Cheap to clone; all clones share one database, one set of watchers and one set of delta channels.
 #[derive(Debug, Clone)]

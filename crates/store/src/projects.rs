@@ -1,13 +1,14 @@
 //! Projects: the tenants.
 
+use caisson_domain::grant::Token;
 use caisson_domain::id::{DEFAULT_PROJECT, ProjectId};
 use caisson_domain::limits::{PAGE_ITEMS, PROJECTS};
 use caisson_domain::queue::{CAP, ProjectShare, WEIGHT};
 
-use crate::database::{Row, sql};
+use crate::database::{Row, Tx, sql};
 use crate::removal::nameable;
 use crate::rows::Columns;
-use crate::{Actor, NewAudit, Store, StoreError, Topic, audit};
+use crate::{Actor, ApiKey, NewApiKey, NewAudit, Store, StoreError, Topic, audit, keys};
 
 /// A tenant: whose runs, sessions, keys, credentials, budgets and audit records are its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +60,33 @@ const ONE: &str = "select id, created_at_ms, weight, max_running, max_queued fro
 
 const SET_SHARE: &str = "update project set weight = $2, max_running = $3, max_queued = $4 where id = $1";
 
+async fn create(tx: &mut Tx<'_>, id: &ProjectId, by: Actor) -> Result<CreateProject, StoreError> {
+    let count: i64 = sql::query_scalar(COUNT).fetch_one(&mut *tx.db).await?;
+    let inserted =
+        sql::query(INSERT).bind(id.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?.rows_affected();
+    if inserted == 0 || count >= PROJECTS {
+        return Ok(if inserted == 0 { CreateProject::Exists } else { CreateProject::Full });
+    }
+    sql::query(COPY_WORKFLOWS)
+        .bind(id.as_str())
+        .bind(tx.now_ms)
+        .bind(DEFAULT_PROJECT)
+        .execute(&mut *tx.db)
+        .await?;
+    let project = Project { id: id.clone(), created_at_ms: tx.now_ms, share: ProjectShare::default() };
+    let record = NewAudit::new(&ProjectId::default_project(), by, "project.create", id.as_str());
+    audit::write(tx, &record).await?;
+    Ok(CreateProject::Created(project))
+}
+
+/// Keeps what was made, and gives up what was not.
+async fn finish(tx: Tx<'_>, created: &CreateProject) -> Result<(), StoreError> {
+    match created {
+        CreateProject::Created(_) => tx.commit().await,
+        CreateProject::Exists | CreateProject::Full => tx.rollback().await,
+    }
+}
+
 impl Store {
     /// Makes a project that has the workflows of the default one, and nothing else. That is recorded in the default
     /// project's audit log, since whoever reads the new one's may be somebody else.
@@ -69,25 +97,30 @@ impl Store {
     /// Safe: made or not.
     pub async fn create_project(&self, id: &ProjectId, by: Actor) -> Result<CreateProject, StoreError> {
         let mut tx = self.begin().await?;
-        let count: i64 = sql::query_scalar(COUNT).fetch_one(&mut *tx.db).await?;
-        let inserted =
-            sql::query(INSERT).bind(id.as_str()).bind(tx.now_ms).execute(&mut *tx.db).await?.rows_affected();
-        if inserted == 0 || count >= PROJECTS {
-            tx.rollback().await?;
-            return Ok(if inserted == 0 { CreateProject::Exists } else { CreateProject::Full });
-        }
-        sql::query(COPY_WORKFLOWS)
-            .bind(id.as_str())
-            .bind(tx.now_ms)
-            .bind(DEFAULT_PROJECT)
-            .execute(&mut *tx.db)
-            .await?;
-        let share = ProjectShare::default();
-        let project = Project { id: id.clone(), created_at_ms: tx.now_ms, share };
-        let record = NewAudit::new(&ProjectId::default_project(), by, "project.create", id.as_str());
-        audit::write(&mut tx, &record).await?;
-        tx.commit().await?;
-        Ok(CreateProject::Created(project))
+        let created = create(&mut tx, id, by).await?;
+        finish(tx, &created).await?;
+        Ok(created)
+    }
+
+    /// The same with a first key, in one transaction: so a project that is made over the API is never without one. The key is of the
+    /// project that it names; it is there if the project was made.
+    ///
+    /// # Errors
+    /// As every write.
+    /// # Cancel safety
+    /// A dropped call may have made both, with a secret that nobody knows.
+    pub async fn create_project_with_key(
+        &self,
+        first: &NewApiKey,
+    ) -> Result<(CreateProject, Option<(ApiKey, Token)>), StoreError> {
+        let mut tx = self.begin().await?;
+        let created = create(&mut tx, &first.project, first.by.clone()).await?;
+        let key = match created {
+            CreateProject::Created(_) => keys::make(&mut tx, first).await?,
+            CreateProject::Exists | CreateProject::Full => None,
+        };
+        finish(tx, &created).await?;
+        Ok((created, key))
     }
 
     /// The projects behind `after`, by name; at most one more than [`PAGE_ITEMS`].

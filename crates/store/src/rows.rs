@@ -103,7 +103,7 @@ impl<'r> Columns<'r> {
         })
     }
 
-    fn corrupt(&self, column: &str, error: impl Into<BoxError>) -> StoreError {
+    pub(crate) fn corrupt(&self, column: &str, error: impl Into<BoxError>) -> StoreError {
         StoreError::corrupt(format!("{}.{column} of {}", self.table, self.id), error)
     }
 }

@@ -1,5 +1,7 @@
 //! Runs and sessions as the API makes, reads and cancels them.
 
+use std::ops::ControlFlow;
+
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::git::{BranchName, Repository};
 use caisson_domain::id::{ApiKeyId, ProjectId, RunId, SessionId};
@@ -257,7 +259,7 @@ impl Store {
             .bind(limit.min(PAGE_ITEMS + 1))
             .read_each(self.lists(), |row| {
                 each(rows::run(&row)?);
-                Ok(())
+                Ok(ControlFlow::Continue(()))
             })
             .await
     }

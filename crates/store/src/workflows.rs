@@ -1,5 +1,7 @@
 //! Workflows, one row a name.
 
+use std::ops::ControlFlow;
+
 use caisson_domain::git::BranchName;
 use caisson_domain::id::ProjectId;
 use caisson_domain::limits::{PAGE_ITEMS, WORKFLOWS};
@@ -21,6 +23,25 @@ pub struct StoredWorkflow {
     /// When it was last changed, Unix ms.
     pub updated_at_ms: i64,
     /// Whether it is the project's own, put through the API, and not the server's.
+    pub is_own: bool,
+}
+
+/// What a list tells of a workflow: the rest of its definition, which may be long, is not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkflowSummary {
+    /// Its name.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// The agent's most turns.
+    pub max_turns: Option<u32>,
+    /// The image that it names.
+    pub image: Option<String>,
+    /// See [`StoredWorkflow::version`].
+    pub version: i64,
+    /// See [`StoredWorkflow::updated_at_ms`].
+    pub updated_at_ms: i64,
+    /// See [`StoredWorkflow::is_own`].
     pub is_own: bool,
 }
 
@@ -66,6 +87,8 @@ const ONE: &str = "select name, version, updated_at_ms, definition, is_own from 
 
 const LIST: &str = "select name, version, updated_at_ms, definition, is_own from workflow where project_id = $1 \
      order by name limit $2";
+
+const NAMES: &str = "select name from workflow where project_id = $1 order by name limit $2";
 
 const PAGE_OF_DEFINITIONS: &str = "select name, definition from workflow where project_id = $1 and name > $2 \
      order by name limit $3";
@@ -165,15 +188,50 @@ impl Store {
         row.as_ref().map(stored_workflow).transpose()
     }
 
-    /// The workflows of a project by name; at most [`PAGE_ITEMS`].
+    /// The workflows of a project by name; at most [`PAGE_ITEMS`]. One definition is looked into at a time.
     ///
     /// # Errors
     /// As every read.
     /// # Cancel safety
     /// Safe: it only reads.
-    pub async fn list_workflows(&self, project: &ProjectId) -> Result<Vec<StoredWorkflow>, StoreError> {
-        let rows = sql::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS).fetch_all(self.reader()).await?;
-        rows.iter().map(stored_workflow).collect()
+    pub async fn list_workflows(&self, project: &ProjectId) -> Result<Vec<WorkflowSummary>, StoreError> {
+        let mut found = Vec::new();
+        sql::query(LIST)
+            .bind(project.as_str())
+            .bind(PAGE_ITEMS)
+            .read_each(self.reader(), |row| {
+                found.push(summary(&row)?);
+                Ok::<_, StoreError>(ControlFlow::Continue(()))
+            })
+            .await?;
+        Ok(found)
+    }
+
+    /// Hands over the workflows of [`Store::list_workflows`] whole, one after another, until it is told to stop: each may be long.
+    ///
+    /// # Errors
+    /// As every read; some may have been handed over by then.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn each_workflow(
+        &self,
+        project: &ProjectId,
+        mut each: impl FnMut(StoredWorkflow) -> ControlFlow<()> + Send,
+    ) -> Result<(), StoreError> {
+        let query = sql::query(LIST).bind(project.as_str()).bind(PAGE_ITEMS);
+        query.read_each(self.reader(), |row| Ok(each(stored_workflow(&row)?))).await
+    }
+
+    /// The first names of the project's workflows; at most `limit`, and at most [`PAGE_ITEMS`].
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn workflow_names(&self, project: &ProjectId, limit: u32) -> Result<Vec<String>, StoreError> {
+        let query = sql::query(NAMES).bind(project.as_str()).bind(limit.min(PAGE_ITEMS));
+        let rows = query.fetch_all(self.reader()).await?;
+        rows.iter().map(|row| Columns::keyed("workflow", row, "name")?.get("name")).collect()
     }
 
     /// The first workflow of the project, by name, whose `trust.branches` name the branch; none if no one's do. It looks at
@@ -209,6 +267,35 @@ impl Store {
             }
         }
     }
+}
+
+/// What a list tells of a definition; the rest of it is not read.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    description: String,
+    #[serde(default)]
+    max_turns: Option<u32>,
+    caisson: ListedBlock,
+}
+
+#[derive(Debug, Deserialize)]
+struct ListedBlock {
+    #[serde(default)]
+    image: Option<String>,
+}
+
+fn summary(row: &Row) -> Result<WorkflowSummary, StoreError> {
+    let columns = Columns::keyed("workflow", row, "name")?;
+    let Listed { description, max_turns, caisson } = columns.json("definition")?;
+    Ok(WorkflowSummary {
+        name: columns.get("name")?,
+        description,
+        max_turns,
+        image: caisson.image,
+        version: columns.get("version")?,
+        updated_at_ms: columns.get("updated_at_ms")?,
+        is_own: columns.flag("is_own")?,
+    })
 }
 
 /// What a definition says of trust; the rest of it is not read.

@@ -28,8 +28,9 @@ use crate::state::App;
 
 /// How long a caller waits for an agent at most.
 const ANSWER_WAIT: Duration = Duration::from_mins(10);
-/// What is told of an agent's tools: so many messages, bytes and events.
-const TOLD: Bounds = Bounds { items: 500, bytes: 4 * 1024 * 1024, events: 5_000 };
+/// What is told of an agent's tools.
+const TOLD: Bounds =
+    Bounds { items: 500, bytes: 4 * 1024 * 1024, events: 5_000, read_bytes: 16 * 1024 * 1024 };
 /// For people.
 const DESCRIPTION: &str = "Claude Code in a sealed sandbox, on a repository and a branch of its own";
 
@@ -375,7 +376,7 @@ async fn tools(
 ) -> Result<(Vec<Value>, Vec<Value>), Refusal> {
     let first = app.store().events(id, 0, 1).await?;
     let before = first.first().map_or(0, |event| event.seq - 1);
-    let part = conversation::read(app.store(), (&caller.project, &run.session), before, TOLD).await?;
+    let part = conversation::read(app, (&caller.project, &run.session), before, TOLD).await?;
     let of_run = part.items.into_iter().filter(|message| message.run_id == *id);
     let (mut calls, mut outputs) = (Vec::new(), Vec::new());
     for message in of_run {

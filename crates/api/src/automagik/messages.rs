@@ -16,8 +16,9 @@ use crate::auth::{Reader, Writer};
 use crate::conversation::{self, Bounds, MessageView, Role, ToolCallView, ToolResultView};
 use crate::state::App;
 
-/// What is read of a session: so many messages, bytes and events. Pages by number have to be cut out of the whole.
-const READ: Bounds = Bounds { items: 5_000, bytes: 16 * 1024 * 1024, events: 20_000 };
+/// What is read of a session. Pages by number have to be cut out of the whole.
+const READ: Bounds =
+    Bounds { items: 5_000, bytes: 16 * 1024 * 1024, events: 20_000, read_bytes: 64 * 1024 * 1024 };
 /// Messages of a page when the caller names no number.
 const PAGE_ITEMS: u32 = 50;
 
@@ -131,7 +132,7 @@ pub(super) async fn read(
     session: &SessionId,
     (dialect, hide_tools): (Dialect, bool),
 ) -> Result<Said, Refusal> {
-    let part = conversation::read(app.store(), (&caller.project, session), 0, READ).await?;
+    let part = conversation::read(app, (&caller.project, session), 0, READ).await?;
     let shown = |message: &MessageView| SaidMessage::new(message, session, dialect, hide_tools);
     Ok(Said { items: part.items.iter().filter_map(shown).collect(), more: part.next_after.is_some() })
 }
@@ -205,8 +206,8 @@ async fn find(app: &App, caller: &Principal, dialect: Dialect, id: &str) -> Resu
     if let Some((session, seq)) = parse(id)
         && app.store().session(&caller.project, &session).await?.is_some()
     {
-        let one = Bounds { items: 1, bytes: 1, events: 1 };
-        let part = conversation::read(app.store(), (&caller.project, &session), seq - 1, one).await?;
+        let one = Bounds { items: 1, bytes: 1, events: 1, read_bytes: 1 };
+        let part = conversation::read(app, (&caller.project, &session), seq - 1, one).await?;
         let found = part.items.iter().find(|message| message.seq == seq);
         if let Some(message) = found.and_then(|found| SaidMessage::new(found, &session, dialect, false)) {
             return Ok(message);

@@ -225,6 +225,15 @@ impl FromRequestParts<App> for Call {
     }
 }
 
+/// Looks through a run's events as for its status.
+#[cfg(test)]
+pub(crate) async fn look_through(
+    app: &App,
+    run: &caisson_domain::id::RunId,
+) -> Result<(), crate::problem::ApiError> {
+    progress::Progress::read(app, run, Dialect::default()).await.map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! The names that clients know: workflows by other names, and the agent.
 
+use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::principal::Principal;
 use caisson_store::{Store, StoreError};
 
@@ -79,8 +80,7 @@ pub(super) async fn default_workflow(store: &Store, caller: &Principal) -> Resul
 }
 
 async fn names(store: &Store, caller: &Principal) -> Result<Vec<String>, StoreError> {
-    let found = store.list_workflows(&caller.project).await?;
-    Ok(found.into_iter().map(|stored| stored.workflow.name).collect())
+    store.workflow_names(&caller.project, PAGE_ITEMS).await
 }
 
 #[cfg(test)]

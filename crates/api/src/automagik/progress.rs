@@ -5,17 +5,20 @@ use std::collections::{BTreeMap, VecDeque};
 use caisson_domain::event::{Event, EventKind};
 use caisson_domain::id::RunId;
 use caisson_domain::run::{Phase, Run, RunStatus};
-use caisson_store::{Store, StoreError};
+use caisson_store::EventsOf;
 use serde_json::Value;
 
 use crate::agent_line::AgentLine;
+use crate::events::{READ_BYTES, READ_EVENTS};
+use crate::problem::ApiError;
+use crate::state::App;
 
 use super::Dialect;
 
 /// Events that are looked through; beyond them the numbers stand still.
 const EVENTS: usize = 4_000;
-/// Events read from the store at once.
-const READ_EVENTS: u32 = 64;
+/// Bytes of them that are looked through, beyond which it is the same.
+const EVENTS_BYTES: usize = 64 * 1024 * 1024;
 /// Tools that are told of by name.
 const TOOLS: usize = 64;
 /// Lines of the log that is shown.
@@ -36,23 +39,24 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Looks through the run's events, [`EVENTS`] at most.
+    /// Looks through the run's events, [`EVENTS`] and [`EVENTS_BYTES`] at most.
     ///
     /// # Errors
-    /// As every read of the store.
-    pub(super) async fn read(store: &Store, run: &RunId, dialect: Dialect) -> Result<Self, StoreError> {
+    /// [`ApiError::LongReadsFull`]; as every read of the store.
+    pub(super) async fn read(app: &App, run: &RunId, dialect: Dialect) -> Result<Self, ApiError> {
+        let _place = app.long_read().await?;
         let mut progress = Self::default();
-        let (mut after, mut looked) = (0, 0);
-        while looked < EVENTS {
-            let events = store.events(run, after, READ_EVENTS).await?;
+        let (mut after, mut looked, mut read_bytes) = (0, 0, 0);
+        while looked < EVENTS && read_bytes < EVENTS_BYTES {
+            let events =
+                app.store().listed_events(EventsOf::Run(run), after, (READ_EVENTS, READ_BYTES)).await?;
+            let Some(last) = events.last() else { break };
+            after = last.seq;
             for event in &events {
                 progress.take(event, dialect);
-                after = event.seq;
+                read_bytes += event.data.get().len();
             }
             looked += events.len();
-            if events.len() < READ_EVENTS as usize {
-                break;
-            }
         }
         Ok(progress)
     }

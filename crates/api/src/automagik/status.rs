@@ -206,7 +206,7 @@ async fn read(
     }
     query.finish()?;
     let shown = find(app.store(), caller, id).await?;
-    let progress = Progress::read(app.store(), &shown.run.id, dialect).await?;
+    let progress = Progress::read(app, &shown.run.id, dialect).await?;
     let debug = debug.then(|| debugged(&shown, &progress));
     Ok(Json(RunStatusView { debug, ..view(&shown, progress, surface, dialect) }))
 }

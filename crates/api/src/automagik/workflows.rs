@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use caisson_domain::principal::Principal;
-use caisson_store::StoredWorkflow;
+use caisson_store::WorkflowSummary;
 use http::header;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::refusal::Refusal;
 use super::{Call, Dialect, names};
-use crate::auth::Reader;
+use crate::auth::{self, Reader};
 use crate::negotiate::JSON;
 use crate::problem::ApiError;
 use crate::runs::check_placeable;
@@ -51,8 +51,7 @@ pub(crate) struct NamedWorkflow {
 }
 
 impl NamedWorkflow {
-    fn new(name: &str, stored: &StoredWorkflow) -> Self {
-        let workflow = &stored.workflow;
+    fn new(name: &str, workflow: &WorkflowSummary) -> Self {
         let alias = if name == workflow.name { String::new() } else { format!(" ({})", workflow.name) };
         Self {
             name: name.to_owned(),
@@ -146,9 +145,9 @@ pub(crate) async fn list_managed(
 
 async fn named(app: &App, caller: &Principal) -> Result<Vec<NamedWorkflow>, Refusal> {
     let stored = app.store().list_workflows(&caller.project).await?;
-    let known: Vec<&str> = stored.iter().map(|stored| stored.workflow.name.as_str()).collect();
+    let known: Vec<&str> = stored.iter().map(|stored| stored.name.as_str()).collect();
     let all = names::all(&known);
-    let of = |workflow: &str| stored.iter().find(|stored| stored.workflow.name == workflow);
+    let of = |workflow: &str| stored.iter().find(|stored| stored.name == workflow);
     Ok(all.iter().filter_map(|(name, workflow)| Some(NamedWorkflow::new(name, of(workflow)?))).collect())
 }
 
@@ -166,6 +165,7 @@ pub(crate) async fn workflow_health(
     Call { dialect, .. }: Call,
 ) -> Result<Json<WorkflowHealth>, Refusal> {
     let ready = ready(&app).await;
+    let ready = ready.map_err(|error| if auth::is_operator(&caller) { error } else { error.in_general() });
     let workflows =
         named(&app, &caller).await?.into_iter().map(|named| (named.name, ready.is_ok())).collect();
     Ok(Json(WorkflowHealth {

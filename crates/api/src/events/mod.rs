@@ -19,8 +19,8 @@ use crate::extract::{Params, RunPath, SessionPath, unknown_run, unknown_session}
 use crate::negotiate::{EVENT_STREAM, JSON, choose};
 use crate::problem::{ApiError, Problem};
 use crate::state::App;
-pub(crate) use source::READ_EVENTS;
 use source::Source;
+pub(crate) use source::{READ_BYTES, READ_EVENTS};
 
 pub use view::{DeltaView, EndView, EventPage, EventView};
 

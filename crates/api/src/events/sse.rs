@@ -105,7 +105,7 @@ struct Feed {
     limits: ApiLimits,
     /// The last event handed out.
     after: i64,
-    /// Events of the last read that were not handed out yet; at most [`READ_EVENTS`].
+    /// Events of the last read that were not handed out yet; of [`READ_EVENTS`] and [`super::READ_BYTES`] at most.
     read: VecDeque<Event>,
     watch: Watch,
     /// Subscribed to when the reader has caught up: old live text has its event by then.

@@ -9,7 +9,7 @@ use caisson_domain::json::{JSON_VALUES, values};
 use caisson_domain::limits::IDEMPOTENCY_KEY_BYTES;
 use caisson_domain::principal::{Principal, Scope};
 use caisson_domain::run::{Run, cut};
-use caisson_store::{CancelRun, Topic};
+use caisson_store::{CancelRun, EventsOf, Topic};
 use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::rpc::RpcError;
 use crate::auth::require;
+use crate::events::{READ_BYTES, READ_EVENTS};
 use crate::extract::{Fields, unknown_run, whole_number};
 use crate::problem::{ApiError, Faults};
 use crate::runs::{self, Detail, RunView, idempotency_key};
@@ -242,7 +243,8 @@ async fn events(app: &App, caller: &Principal, arguments: Value) -> Result<Value
     // One long event is read at a time with few others, and only its beginning is kept.
     while items.len() < limit as usize {
         let missing = limit - u32::try_from(items.len()).unwrap_or(limit);
-        let read = app.store().events(&id, next_after, missing.min(crate::events::READ_EVENTS)).await?;
+        let within = (missing.min(READ_EVENTS), READ_BYTES);
+        let read = app.store().events_within(EventsOf::Run(&id), next_after, within).await?;
         let Some(last) = read.last() else { break };
         next_after = last.seq;
         items.extend(read.iter().map(|one| event(one, &mut room)));

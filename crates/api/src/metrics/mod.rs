@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
-use caisson_domain::id::DEFAULT_PROJECT;
 use caisson_domain::limits::PAGE_ITEMS;
 use caisson_domain::server::{ServerState, ServerStatus};
 use caisson_store::{Store, StoreError};
@@ -18,7 +17,7 @@ use http::header;
 use http::request::Parts;
 use tokio::time::Instant;
 
-use crate::auth::Administrator;
+use crate::auth::{self, Administrator};
 use crate::config::MetricsFor;
 use crate::problem::ApiError;
 use crate::state::App;
@@ -40,7 +39,8 @@ impl FromRequestParts<App> for Watcher {
             return Ok(Self);
         }
         let Administrator(caller) = Administrator::from_request_parts(parts, app).await?;
-        if caller.project.as_str() == DEFAULT_PROJECT { Ok(Self) } else { Err(ApiError::OperatorsOnly) }
+        auth::require_default_project(app, &caller, ApiError::OperatorsOnly).await?;
+        Ok(Self)
     }
 }
 

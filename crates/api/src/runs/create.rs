@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::request::CreateRun;
 use super::{follow, queueing, trusted, validate};
 use crate::attachments;
+use crate::auth;
 use crate::extract::{Fields, unknown_session};
 use crate::problem::{ApiError, Faults};
 use crate::state::App;
@@ -23,7 +24,7 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// Header that tells a repetition from the first time.
 pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// Most workflow names that a problem lists.
-const KNOWN_WORKFLOWS: usize = 20;
+const KNOWN_WORKFLOWS: u32 = 20;
 
 /// A run that was accepted now or before.
 pub(crate) struct Accepted {
@@ -110,7 +111,8 @@ pub(crate) async fn accept(
         Some(spec) if faults.is_empty() => spec,
         Some(_) | None => return Err(ApiError::Invalid(faults)),
     };
-    check_placeable(app.store()).await?;
+    let placeable = check_placeable(app.store()).await;
+    placeable.map_err(|error| if auth::is_operator(&caller) { error } else { error.in_general() })?;
     let new = NewRun { project: caller.project, created_by: Some(caller.key), spec, idempotency };
     accepted(if let Some((asked, session)) = asked {
         app.store().create_asked_run(AskedRun { run: new, asked, session, window }).await?
@@ -187,9 +189,7 @@ async fn find_workflow(
     if let Some(stored) = store.workflow(&caller.project, name).await? {
         return Ok(Some(stored));
     }
-    let known = store.list_workflows(&caller.project).await?;
-    let names: Vec<_> =
-        known.iter().take(KNOWN_WORKFLOWS).map(|known| known.workflow.name.as_str()).collect();
+    let names = store.workflow_names(&caller.project, KNOWN_WORKFLOWS).await?;
     let message = if names.is_empty() {
         "there is no such workflow, and none is known at all".to_owned()
     } else {

@@ -102,3 +102,21 @@ async fn approvals_want_the_scopes_the_project_and_their_run() {
     api.post(&one, &yes).await.assert_problem(404, "unknown_approval");
     api.get(&path).await.assert_problem(404, "unknown_run");
 }
+
+#[tokio::test]
+async fn a_list_of_approvals_goes_on_behind_a_cursor_and_shows_what_was_given_instead() {
+    let api = Api::start().await;
+    let (run, path) = asking(&api, &["r1", "r2", "r3"]).await;
+    let changed = json!({ "b": 1, "a": "x".repeat(1000) });
+    let body = json!({ "decision": "allow", "input": changed });
+    assert_eq!(api.post(&of(&path, &run, "r2"), &body).await.status, StatusCode::OK);
+    let all = api.get(&path).await.json();
+    let items = all["items"].as_array().unwrap();
+    assert_eq!((items.len(), &all["next_cursor"]), (3, &Value::Null));
+    assert_eq!(items.iter().filter(|one| one["changed_input"] == changed).count(), 1);
+    let cursor = hex::encode(items[0]["id"].as_str().unwrap());
+    let rest = api.get(&format!("{path}?cursor={cursor}")).await.json();
+    assert_eq!(rest["items"].as_array().unwrap()[..], items[1..]);
+    api.get(&format!("{path}?cursor=zz")).await.assert_problem(400, "invalid_query");
+    api.get(&format!("{path}?limit=1")).await.assert_problem(400, "invalid_query");
+}

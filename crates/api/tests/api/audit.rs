@@ -90,3 +90,27 @@ async fn callers_that_are_refused_are_counted_and_a_lack_of_scope_is_recorded_on
         assert!(metrics.lines().any(|told| told == line), "{line} in {metrics}");
     }
 }
+
+#[tokio::test]
+async fn tries_across_the_border_of_a_project_are_counted_and_recorded_once_for_a_key_and_reason() {
+    let api = Api::start().await;
+    let theirs = api.other_projects_key().await;
+    for (path, code, times) in [
+        ("/v1/servers", "default_project_only", 2),
+        ("/v1/usage?project=default", "default_project_only", 1),
+        ("/v1/usage?project=*", "default_project_only", 1),
+        ("/metrics", "operators_only", 2),
+    ] {
+        for _ in 0..times {
+            get_with(&api, path, &theirs).await.assert_problem(403, code);
+        }
+    }
+    let page = get_with(&api, "/v1/audit?action=api.denied", &theirs).await.json();
+    let told: Vec<_> = page["items"].as_array().unwrap().iter().map(|item| &item["subject"]).collect();
+    assert_eq!(told, ["operators_only", "default_project_only"]);
+    let metrics = get_with(&api, "/metrics", &api.key).await.text();
+    for (reason, count) in [("default_project_only", 4), ("operators_only", 2)] {
+        let line = format!("caisson_api_refused_total{{reason=\"{reason}\"}} {count}");
+        assert!(metrics.lines().any(|told| told == line), "{line} in {metrics}");
+    }
+}

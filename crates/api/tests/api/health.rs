@@ -6,11 +6,15 @@ use axum::body::Body;
 use caisson_api::config::READY_FOR;
 use caisson_domain::id::ServerId;
 use caisson_domain::limits;
+use caisson_domain::principal::Scope;
 use caisson_domain::server::{PlacementProblem, ProblemCode};
 use http::{Request, StatusCode};
 use serde_json::json;
 
-use crate::support::{Answer, Api, NOW_MS, PATIENCE};
+use crate::support::{Answer, Api, NOW_MS, PATIENCE, body_with};
+
+/// What a server says of itself.
+const ALL_OF_IT: &str = "/var/lib/caisson of srv_1:";
 
 async fn probe(api: &Api, path: &str) -> Answer {
     api.send(Request::builder().uri(path).body(Body::empty()).unwrap()).await
@@ -30,11 +34,33 @@ async fn health_is_told_without_a_key() {
 async fn a_server_that_can_place_nothing_lives_but_is_not_ready() {
     let api = Api::start().await;
     let problems = [ProblemCode::ImageMissing, ProblemCode::DiskLow]
-        .map(|code| PlacementProblem { code, message: format!("{code}: do this") });
+        .map(|code| PlacementProblem { code, message: format!("{ALL_OF_IT} do this") });
     api.store.heartbeat_server(&api.server, &problems).await.unwrap();
     let answer = probe(&api, "/readyz").await;
     answer.assert_problem(503, "image_missing");
     insta::assert_json_snapshot!("not_ready", answer.steady());
+    let told = format!("{ALL_OF_IT} do this");
+    assert!(api.get("/readyz").await.text().contains(&told), "the operators are told all of it");
+    let (theirs, reader) = (api.other_projects_key().await, api.key_with(&[Scope::RunsRead]).await);
+    let wrong = format!("csk_{}", "0".repeat(64));
+    for key in [&theirs, &reader, &wrong, "none"] {
+        let request = Request::builder().uri("/readyz").header("x-api-key", key);
+        let answer = api.send(request.body(Body::empty()).unwrap()).await;
+        answer.assert_problem(503, "image_missing");
+        assert!(!answer.text().contains("do this"), "{}", answer.text());
+    }
+    let run = body_with(&json!({ "workflow": "fix" }));
+    let post = |key: &str| {
+        let request = Request::post("/v1/runs").header("x-api-key", key);
+        request.header("content-type", "application/json").body(Body::from(run.to_string())).unwrap()
+    };
+    api.send(post(&api.key)).await.assert_problem(503, "image_missing");
+    assert!(api.send(post(&api.key)).await.text().contains(&told));
+    let writer = api.key_with(&[Scope::RunsWrite]).await;
+    let refused = api.send(post(&writer)).await;
+    refused.assert_problem(503, "image_missing");
+    let (text, remedy) = (refused.text(), ProblemCode::DiskLow.remedy());
+    assert!(!text.contains("do this") && text.contains(remedy), "{text}");
     assert_eq!(probe(&api, "/healthz").await.status, StatusCode::OK);
     api.store.register_server(&ServerId::new(NOW_MS, [2; 10])).await.unwrap();
     assert_eq!(probe(&api, "/readyz").await.status, StatusCode::OK);

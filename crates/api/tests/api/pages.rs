@@ -111,3 +111,30 @@ async fn parameters_of_pages_are_bounded() {
     let session = format!("ses_{}", "0".repeat(32)).parse().unwrap();
     api.get(&events_of_session(&session)).await.assert_problem(404, "unknown_session");
 }
+
+#[tokio::test]
+async fn a_page_of_a_conversation_ends_after_so_many_bytes_of_events_of_which_nothing_is_shown() {
+    let api = Api::start().await;
+    let claimed = api.running().await;
+    let system = |bytes: usize| format!("{{\"type\":\"system\",\"text\":\"{}\"}}", "x".repeat(bytes - 27));
+    assert_eq!(system(limits::JOURNAL_LINE_BYTES).len(), limits::JOURNAL_LINE_BYTES);
+    let before = api.get(&events_of(&claimed.run.id)).await.json();
+    let before: usize =
+        before["items"].as_array().unwrap().iter().map(|event| event["data"].to_string().len()).sum();
+    for _ in 0..15 {
+        api.say(&claimed, &system(limits::JOURNAL_LINE_BYTES)).await;
+    }
+    let path = format!("/v1/sessions/{}/messages", claimed.run.session);
+    // A byte less than 16 MiB are read to their end.
+    api.say(&claimed, &system(limits::JOURNAL_LINE_BYTES - before - 100)).await;
+    api.say(&claimed, &system(99)).await;
+    let page = api.get(&path).await.json();
+    assert_eq!((page["items"].as_array().unwrap().len(), &page["next_cursor"]), (1, &Value::Null));
+    api.say(&claimed, r#"{"type":"assistant","message":{"content":[{"type":"text","text":"Done."}]}}"#).await;
+    let other = api.get(&format!("{path}?limit=1")).await.json();
+    assert_eq!(other["items"].as_array().unwrap().len(), 1);
+    let page = api.get(&path).await.json();
+    assert_eq!(page["items"].as_array().unwrap().len(), 2, "the event that reaches the bound is in the page");
+    let next = api.get(&format!("{path}?cursor={}", page["next_cursor"].as_str().unwrap())).await.json();
+    assert_eq!(next, json!({ "items": [], "next_cursor": null }));
+}

@@ -156,3 +156,19 @@ async fn nothing_of_one_project_is_seen_or_changed_by_keys_of_another() {
         audit["items"].as_array().unwrap().iter().map(|one| one["action"].as_str().unwrap()).collect();
     assert_eq!(actions, ["project.budget", "credential.add", "run.create", "key.create"]);
 }
+
+#[tokio::test]
+async fn a_project_whose_key_cannot_be_made_is_not_made_either() {
+    let api = Api::start().await;
+    let database = api.database().await;
+    let broken = "create trigger no_key before insert on api_key begin select raise(abort, 'no key'); end";
+    sqlx::raw_sql(broken).execute(&database).await.unwrap();
+    let wanted = json!({ "id": "team-a" });
+    let failed = api.post("/v1/projects", &wanted).await;
+    assert!(failed.status.is_server_error(), "{}", failed.text());
+    sqlx::raw_sql("drop trigger no_key").execute(&database).await.unwrap();
+    let made = api.post("/v1/projects", &wanted).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{}", made.text());
+    let audit = api.get("/v1/audit?action=project.create").await.json();
+    assert_eq!(audit["items"].as_array().unwrap().len(), 1);
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use caisson_domain::approval::RUN_APPROVALS;
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,6 +12,14 @@ use super::{Client, time_to_send};
 
 /// How long one message may take besides the time for sending it: a tool may wait for a run.
 const MESSAGE_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// A page of what an agent asks.
+#[derive(Debug, Deserialize)]
+struct Approvals {
+    items: Vec<ApprovalInfo>,
+    #[serde(default)]
+    next_cursor: Option<String>,
+}
 
 /// What an agent asks, as the API shows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -54,7 +63,21 @@ impl Client {
     /// # Errors
     /// The server's problem.
     pub(crate) async fn approvals(&self, id: &str) -> anyhow::Result<Vec<ApprovalInfo>> {
-        self.items(self.request(Method::GET, &format!("/v1/runs/{id}/approvals"))?).await
+        let path = format!("/v1/runs/{id}/approvals");
+        let (mut approvals, mut cursor) = (Vec::new(), None::<String>);
+        loop {
+            let mut request = self.request(Method::GET, &path)?;
+            if let Some(cursor) = &cursor {
+                request = request.query(&[("cursor", cursor)]);
+            }
+            let page: Approvals = self.read(request).await?;
+            approvals.extend(page.items);
+            cursor = page.next_cursor;
+            // A run has so many at most: a server that tells of more is not believed for ever.
+            if cursor.is_none() || approvals.len() > RUN_APPROVALS {
+                return Ok(approvals);
+            }
+        }
     }
 
     /// Answers what a run's agent asked.

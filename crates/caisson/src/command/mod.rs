@@ -30,7 +30,8 @@ mod submit;
 mod usage;
 mod workflow;
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -61,6 +62,12 @@ pub(crate) const DETACHED: u8 = 130;
 /// # Errors
 /// What went wrong, for people.
 pub(crate) async fn run(command: Command, environment: &Environment) -> anyhow::Result<u8> {
+    let code = Box::pin(done(command, environment)).await?;
+    written()?;
+    Ok(code)
+}
+
+async fn done(command: Command, environment: &Environment) -> anyhow::Result<u8> {
     match command {
         // The largest of them by far, boxed so that the others need not be as large.
         Command::Serve(flags) => Box::pin(serve(flags, environment)).await,
@@ -162,15 +169,36 @@ pub(crate) fn client(flags: &ClientFlags) -> anyhow::Result<Client> {
     Client::new(flags.url.clone(), flags.api_key.clone(), flags.ca_file.as_deref())
 }
 
-/// Writes a line to standard output. A reader that has gone away is no error: that is how `| head` ends.
+/// The first fault of standard output, which [`run`] ends with: what prints need not care.
+static OUTPUT_FAULT: OnceLock<String> = OnceLock::new();
+
+/// Writes a line to standard output; see [`write_out`].
 pub(crate) fn print(text: &str) {
     write_out(&format!("{text}\n"));
 }
 
-/// Writes to standard output as it is.
+/// Writes to standard output as it is. A reader that has gone away is no error: that is how `| head` ends. Any other fault, such as a
+/// full disk, is what the command fails with in the end.
 pub(crate) fn write_out(text: &str) {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).ok();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            // The first one tells why.
+            OUTPUT_FAULT.set(error.to_string()).ok();
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
+/// Whether all that was written so far got out.
+///
+/// # Errors
+/// Something did not, and not because its reader has gone away.
+fn written() -> anyhow::Result<()> {
+    match OUTPUT_FAULT.get() {
+        Some(fault) => anyhow::bail!("standard output cannot be written: {fault}"),
+        None => Ok(()),
+    }
 }
 
 /// Writes a line to standard error.
@@ -184,7 +212,8 @@ pub(crate) fn complain(text: &str) {
 pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     let json = serde_json::to_string(value).context("the answer cannot be written as JSON")?;
     print(&crate::render::escaped(&json));
-    Ok(())
+    // Whoever writes one after another stops.
+    written()
 }
 
 /// Tells what was done: as a document, or in words.

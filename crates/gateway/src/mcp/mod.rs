@@ -12,13 +12,14 @@ mod names;
 mod run;
 mod tools;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use caisson_domain::checks::{Check, stands};
 use caisson_domain::egress::{Host, Rule, Target, Via, Wanted};
 use caisson_domain::mcp;
 use caisson_domain::run::{Run, cut};
-use caisson_store::{CredentialUse, DoorRun};
+use caisson_store::{CredentialUse, DoorRun, StoredWorkflow};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -137,8 +138,11 @@ async fn find(shared: &Shared, run: &Run, request: &Request<Incoming>, rest: &st
     }
     let mut written = run.spec.workflow.mcp_servers.get(name).cloned();
     if written.is_none() && !stands(Check::McpServers) {
-        let others = shared.store.list_workflows(&run.project).await.unwrap_or_default();
-        written = others.iter().find_map(|other| other.workflow.mcp_servers.get(name).cloned());
+        let look = |mut other: StoredWorkflow| {
+            written = other.workflow.mcp_servers.remove(name);
+            if written.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        shared.store.each_workflow(&run.project, look).await.ok();
     }
     match written.as_ref().map(mcp::Server::read) {
         Some(Ok(mcp::Server { reach: mcp::Reach::Http(url), .. })) => {

@@ -58,7 +58,7 @@ async fn what_is_asked_is_answered_by_the_store_and_by_no_sandbox() {
     journal(&sandbox, &mut offset, JournalBody::Input { seq: 1, state: InputState::Delivered }).await;
     assert!(world.events(&run, EventKind::ApprovalAnswered).await.is_empty());
     assert!(world.events(&run, EventKind::InputAccepted).await.is_empty());
-    let all = world.store.approvals(&project, &run).await.unwrap().unwrap();
+    let all = world.store.approvals(&project, (&run, None), usize::MAX).await.unwrap().unwrap().items;
     assert_eq!(all[0].state, ApprovalState::Waiting);
     let (by, _) = world.store.create_api_key(&project, "k", &[Scope::Admin]).await.unwrap();
     let (id, yes) = (ApprovalId::of(&run, "r1"), Answer::Allow { input: None });
@@ -66,7 +66,7 @@ async fn what_is_asked_is_answered_by_the_store_and_by_no_sandbox() {
     assert_eq!(inputs(&sandbox).await, [InputBody::Answer { request: "r1".to_owned(), answer: yes }]);
     // To take back what was answered changes nothing.
     journal(&sandbox, &mut offset, JournalBody::ApprovalWithdrawn { request: "r1".to_owned() }).await;
-    let all = world.store.approvals(&project, &run).await.unwrap().unwrap();
+    let all = world.store.approvals(&project, (&run, None), usize::MAX).await.unwrap().unwrap().items;
     assert_eq!((all[0].state, world.run(&run).await.waiting), (ApprovalState::Allowed, None));
     world.stop().await;
 }
@@ -80,7 +80,13 @@ async fn a_forged_question_of_a_run_that_does_not_ask_is_a_line_of_its_transcrip
     journal(&sandbox, &mut offset, asked("r1")).await;
     assert_eq!(world.events(&run, EventKind::ApprovalRequested).await.len(), 1);
     assert_eq!(world.run(&run).await.waiting, None);
-    let all = world.store.approvals(&ProjectId::default_project(), &run).await.unwrap().unwrap();
+    let all = world
+        .store
+        .approvals(&ProjectId::default_project(), (&run, None), usize::MAX)
+        .await
+        .unwrap()
+        .unwrap()
+        .items;
     assert!(all.is_empty());
     world.stop().await;
 }

@@ -7,7 +7,8 @@ mod judge;
 
 use crate::credentials::uses;
 use crate::{
-    claim, drain, events, forks, keys, lost, moved, pushes, run_lists, runs, sessions, usage_reports, waiting,
+    audit, claim, drain, events, forks, keys, lost, moved, pushes, run_lists, runs, sessions, usage_reports,
+    waiting,
 };
 
 pub use explain::{Example, Plan, explain};
@@ -53,7 +54,7 @@ enum Planned {
 
 /// Every statement.
 pub(crate) fn all() -> impl Iterator<Item = Hot> {
-    LISTS.into_iter().chain(ONES).chain(EVENTS).chain(QUEUE).chain(REPORTS)
+    LISTS.into_iter().chain(RECORDS).chain(ONES).chain(EVENTS).chain(QUEUE).chain(REPORTS)
 }
 
 const LISTED: &str = "text, text, text, text, text, text, bigint";
@@ -123,6 +124,56 @@ const LISTS: [Hot; 6] = [
         reads: Reads::Index {
             sqlite: "SEARCH session USING INDEX session_of_project (project_id=? AND id<?)",
             postgres: "Index Scan Backward using session_of_project",
+            planned: Planned::EachTime,
+        },
+    },
+];
+
+const RECORDED: &str = "text, bigint, text, text, text, bigint";
+
+/// Pages of the audit log.
+const RECORDS: [Hot; 4] = [
+    Hot {
+        name: "audit records, newest first",
+        text: audit::ALL,
+        types: RECORDED,
+        values: "'default', 9223372036854775807, null, null, null, 51",
+        reads: Reads::Index {
+            sqlite: "SEARCH audit USING INDEX audit_of_project (project_id=? AND number<?)",
+            postgres: "Index Scan Backward using audit_of_project",
+            planned: Planned::EachTime,
+        },
+    },
+    Hot {
+        name: "audit records of one action",
+        text: audit::BY_ACTION,
+        types: RECORDED,
+        values: "'default', 9223372036854775807, 'project.create', null, null, 51",
+        reads: Reads::Index {
+            sqlite: "SEARCH audit USING INDEX audit_of_action (project_id=? AND action=? AND number<?)",
+            postgres: "Index Scan Backward using audit_of_action",
+            planned: Planned::EachTime,
+        },
+    },
+    Hot {
+        name: "audit records of one run",
+        text: audit::BY_RUN,
+        types: RECORDED,
+        values: "'default', 9223372036854775807, null, '{run}', null, 51",
+        reads: Reads::Index {
+            sqlite: "SEARCH audit USING INDEX audit_of_run (run_id=? AND number<?)",
+            postgres: "Index Scan Backward using audit_of_run",
+            planned: Planned::EachTime,
+        },
+    },
+    Hot {
+        name: "audit records of one actor",
+        text: audit::BY_ACTOR,
+        types: RECORDED,
+        values: "'default', 9223372036854775807, null, null, 'key_0', 51",
+        reads: Reads::Index {
+            sqlite: "SEARCH audit USING INDEX audit_of_actor (project_id=? AND actor=? AND number<?)",
+            postgres: "Index Scan Backward using audit_of_actor",
             planned: Planned::EachTime,
         },
     },

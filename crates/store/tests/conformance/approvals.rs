@@ -5,10 +5,11 @@ use caisson_domain::approval::{
 };
 use caisson_domain::event::EventKind;
 use caisson_domain::id::{ApiKeyId, ApprovalId, RunId};
+use caisson_domain::json::JSON_DEPTH;
 use caisson_domain::principal::Scope;
 use caisson_domain::protocol::InputBody;
 use caisson_domain::run::{RunSpec, RunStatus, Waiting};
-use caisson_store::{AnswerApproval, Approval, Finish, JournalEffect, NewApproval, Topic};
+use caisson_store::{AnswerApproval, Answered, Approval, Finish, JournalEffect, NewApproval, Topic};
 use serde_json::json;
 
 use crate::fixture::{Fixture, Placed, START_MS, entry, project, spec, woken};
@@ -23,6 +24,8 @@ conformance! {
     so_many_that_are_not_kept_are_denied,
     what_waits_is_not_replaced_by_another_request_of_its_name,
     another_project_answers_nothing,
+    a_list_of_long_approvals_ends_at_its_bytes_and_goes_on_behind_them,
+    what_is_asked_too_deep_for_readers_is_a_text,
 }
 
 async fn key(fixture: &Fixture) -> ApiKeyId {
@@ -49,7 +52,7 @@ fn asked(request: &str) -> JournalEffect {
 }
 
 async fn all(fixture: &Fixture, run: &RunId) -> Vec<Approval> {
-    fixture.store.approvals(&project(), run).await.unwrap().unwrap()
+    fixture.store.approvals(&project(), (run, None), usize::MAX).await.unwrap().unwrap().items
 }
 
 async fn waiting(fixture: &Fixture, run: &RunId) -> Option<Waiting> {
@@ -79,7 +82,7 @@ async fn an_approval_waits_is_answered_once_and_told(fixture: Fixture) {
     fixture.journal(&placed, asked("r2")).await;
     let approvals = all(&fixture, run).await;
     assert_eq!(approvals.len(), 2, "asked again, it is the same");
-    assert_eq!(approvals[0].input(), json!({ "file_path": "a.txt" }));
+    assert_eq!(approvals[0].input().get(), json!({ "file_path": "a.txt" }).to_string());
     assert_eq!(approvals[0].expires_at_ms, START_MS + 15 * 60 * 1000);
     assert_eq!(waiting(&fixture, run).await, Some(Waiting::Approval));
     let progress = fixture.store.progress(run, placed.epoch).await.unwrap().unwrap();
@@ -89,7 +92,8 @@ async fn an_approval_waits_is_answered_once_and_told(fixture: Fixture) {
     let changed = Answer::Allow { input: json!({ "file_path": "b.txt" }).as_object().cloned() };
     let answered = fixture.store.answer_approval(&project(), (run, &id("r1")), &changed, &by).await.unwrap();
     let AnswerApproval::Answered(answered) = answered else { panic!("{answered:?}") };
-    assert_eq!((answered.state, answered.answer.clone()), (ApprovalState::Allowed, Some(changed.clone())));
+    let kept = Answered::Allow { input: Some(json!({ "file_path": "b.txt" }).to_string()) };
+    assert_eq!((answered.state, answered.answer.clone()), (ApprovalState::Allowed, Some(kept)));
     assert_eq!(answered.decided_by.as_deref(), Some(by.as_str()));
     assert_eq!(waiting(&fixture, run).await, Some(Waiting::Approval), "the other one waits");
     let no = Answer::Deny { message: "no".to_owned() };
@@ -259,7 +263,7 @@ async fn what_waits_is_not_replaced_by_another_request_of_its_name(fixture: Fixt
     other.input = json!({ "file_path": "b.txt" }).to_string();
     fixture.journal(&placed, JournalEffect::Asked(other)).await;
     let kept = all(&fixture, run).await;
-    assert_eq!((kept.len(), kept[0].input()), (1, json!({ "file_path": "a.txt" })));
+    assert_eq!((kept.len(), kept[0].input().get()), (1, &*json!({ "file_path": "a.txt" }).to_string()));
     let given = given(&fixture, &placed).await;
     assert!(matches!(&given[..], [(name, Answer::Deny { .. })] if name == "r1"), "{given:?}");
 }
@@ -273,6 +277,43 @@ async fn another_project_answers_nothing(fixture: Fixture) {
     let yes = Answer::Allow { input: None };
     let answer = fixture.store.answer_approval(&other, (run, &id), &yes, &by).await.unwrap();
     assert_eq!(answer, AnswerApproval::Unknown);
-    assert_eq!(fixture.store.approvals(&other, run).await.unwrap(), None);
+    assert_eq!(fixture.store.approvals(&other, (run, None), usize::MAX).await.unwrap(), None);
     assert_eq!(all(&fixture, run).await[0].state, ApprovalState::Waiting);
+}
+
+async fn a_list_of_long_approvals_ends_at_its_bytes_and_goes_on_behind_them(fixture: Fixture) {
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    let run = &placed.run.id;
+    for (request, bytes) in [("r1", 600), ("r2", 400), ("r3", 1_000), ("r4", 10)] {
+        let input = format!("\"{}\"", "x".repeat(bytes - 2));
+        let (request, tool) = (request.to_owned(), "Write".to_owned());
+        let new = NewApproval { request, tool, description: None, input, cut_bytes: 0 };
+        fixture.journal(&placed, JournalEffect::Asked(new)).await;
+        fixture.clock.advance(1);
+    }
+    let (mut after, mut pages) = (None, Vec::new());
+    loop {
+        let page = fixture.store.approvals(&project(), (run, after.as_ref()), 1_000).await.unwrap().unwrap();
+        after = page.items.last().map(|last| last.id.clone());
+        pages.push(page.items.into_iter().map(|one| one.asked.request).collect::<Vec<_>>());
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(pages, [vec!["r1", "r2"], vec!["r3"], vec!["r4"]]);
+    let none = fixture.store.approvals(&project(), (run, after.as_ref()), 1_000).await.unwrap().unwrap();
+    assert_eq!((none.items.len(), none.more), (0, false));
+}
+
+async fn what_is_asked_too_deep_for_readers_is_a_text(fixture: Fixture) {
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    for depth in [JSON_DEPTH, JSON_DEPTH + 1] {
+        let input = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let (request, tool) = (depth.to_string(), "Write".to_owned());
+        let new = NewApproval { request, tool, description: None, input, cut_bytes: 0 };
+        fixture.journal(&placed, JournalEffect::Asked(new)).await;
+        fixture.clock.advance(1);
+    }
+    let inputs: Vec<_> = all(&fixture, &placed.run.id).await.iter().map(Approval::input).collect();
+    assert!(inputs[0].get().starts_with("[[") && inputs[1].get().starts_with("\"[["), "{inputs:?}");
 }

@@ -2,7 +2,7 @@
 
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::limits::EVENT_PAGE_ITEMS;
-use caisson_store::{JournalEffect, JournalEntry};
+use caisson_store::{EventsOf, JournalEffect, JournalEntry};
 
 use serde_json::json;
 
@@ -18,6 +18,7 @@ conformance! {
     a_session_remembers_the_time_of_its_last_event,
     batches_of_every_size_are_numbered_in_order,
     an_event_about_a_sandbox_is_found_without_reading_the_others,
+    a_read_of_long_events_ends_at_its_bytes_and_goes_on_behind_them,
 }
 
 async fn sixteen_writers_number_events_without_gap_or_repetition(fixture: Fixture) {
@@ -175,4 +176,38 @@ async fn an_event_about_a_sandbox_is_found_without_reading_the_others(fixture: F
     let uses =
         plan.iter().any(|row| row.get::<&str>(fixture.database.of("detail", "QUERY PLAN")).contains(wanted));
     assert!(uses, "it has an index of its own");
+}
+
+async fn a_read_of_long_events_ends_at_its_bytes_and_goes_on_behind_them(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let first = fixture.events(&placed.run.id).await.last().unwrap().seq;
+    let details = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2));
+    let lines = [600, 400, 1_000, 1_001, 10, 10].map(|bytes| JournalEntry {
+        run: placed.run.id.clone(),
+        attempt: 1,
+        event: Some(NewEvent::from_raw(EventKind::AgentLine, details(bytes)).unwrap()),
+        effect: JournalEffect::None,
+    });
+    fixture.store.append_journal(&placed.sandbox, 0, 1, lines.into()).await.unwrap();
+    let (run, session) = (&placed.run.id, &placed.run.session);
+    for of in [EventsOf::Run(run), EventsOf::Session(session)] {
+        for is_listed in [false, true] {
+            let (mut after, mut reads) = (first, Vec::new());
+            loop {
+                let store = &fixture.store;
+                let read = if is_listed {
+                    store.listed_events(of, after, (16, 1_000)).await.unwrap()
+                } else {
+                    store.events_within(of, after, (16, 1_000)).await.unwrap()
+                };
+                let Some(last) = read.last() else { break };
+                after = last.seq;
+                reads.push(read.iter().map(|event| event.data.get().len()).collect::<Vec<_>>());
+            }
+            assert_eq!(reads, [vec![600, 400], vec![1_000], vec![1_001], vec![10, 10]], "{of:?}");
+            // A connection whose answer was not read to its end gives the next one whole.
+            let all = fixture.store.events_within(of, first, (5, usize::MAX)).await.unwrap();
+            assert_eq!(all.len(), 5, "{of:?}");
+        }
+    }
 }

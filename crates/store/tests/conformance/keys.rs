@@ -1,7 +1,7 @@
 //! API keys.
 
 use caisson_domain::id::{ApiKeyId, ProjectId};
-use caisson_domain::limits::API_KEYS;
+use caisson_domain::limits::{API_KEYS, PAGE_ITEMS};
 use caisson_domain::principal::Scope;
 use caisson_domain::server::Role;
 use caisson_store::{Actor, NewApiKey, Presence};
@@ -24,6 +24,7 @@ conformance! {
     a_key_opens_until_its_expiry_and_not_at_it,
     a_revoked_key_is_not_valid_in_any_store_and_its_project_alone_may_revoke_it,
     valid_keys_are_bounded_and_ended_ones_make_room,
+    every_key_of_a_project_is_listed_however_many_are_dead,
 }
 
 async fn a_key_opens_its_project_with_its_scopes(fixture: Fixture) {
@@ -231,4 +232,17 @@ async fn valid_keys_are_bounded_and_ended_ones_make_room(fixture: Fixture) {
     let after = &first.last().unwrap().id;
     let next = fixture.store.list_api_keys_after(&project(), Some(after), 10).await.unwrap();
     assert!(next.len() == 10 && next[0].id > *after);
+}
+
+async fn every_key_of_a_project_is_listed_however_many_are_dead(fixture: Fixture) {
+    for _ in 0..PAGE_ITEMS {
+        let (id, _) = fixture.store.create_api_key(&project(), "old", &[Scope::Audit]).await.unwrap();
+        assert!(fixture.store.revoke_api_key(&id).await.unwrap());
+    }
+    assert_eq!(fixture.store.list_api_keys(&project()).await.unwrap().len(), PAGE_ITEMS as usize);
+    fixture.clock.advance(1);
+    let (id, _) = fixture.store.create_api_key(&project(), "new", &[Scope::Audit]).await.unwrap();
+    let keys = fixture.store.list_api_keys(&project()).await.unwrap();
+    assert_eq!(keys.len(), PAGE_ITEMS as usize + 1);
+    assert_eq!((&keys.last().unwrap().id, keys.last().unwrap().revoked_at_ms), (&id, None));
 }

@@ -86,7 +86,7 @@ async fn a_sound_database_has_no_faults(fixture: Fixture) {
     let fixture = filled(fixture).await;
     assert_eq!(faults(&fixture.store).await, Vec::<String>::new());
     assert_eq!(fixture.store.check_events().await.unwrap().looked_at, 2, "two sessions");
-    assert_eq!(fixture.store.schema_version().await.unwrap(), 33);
+    assert_eq!(fixture.store.schema_version().await.unwrap(), 34);
 }
 
 async fn a_missing_event_is_told_by_its_number_and_faults_are_bounded(fixture: Fixture) {

@@ -1,9 +1,11 @@
 //! Workflows.
 
+use std::ops::ControlFlow;
+
 use caisson_domain::limits::PAGE_ITEMS;
 
 use caisson_domain::limits::WORKFLOWS;
-use caisson_store::{Actor, PutWorkflow, RemoveWorkflow};
+use caisson_store::{Actor, PutWorkflow, RemoveWorkflow, StoredWorkflow};
 
 use crate::fixture::{Fixture, START_MS, project, workflow};
 
@@ -47,8 +49,18 @@ async fn workflows_are_listed_by_name_up_to_a_page(fixture: Fixture) {
     }
     let listed = fixture.store.list_workflows(&project()).await.unwrap();
     assert_eq!(listed.len(), PAGE_ITEMS as usize);
-    assert!(listed.is_sorted_by(|left, right| left.workflow.name < right.workflow.name));
-    assert_eq!(listed[0].workflow.name, "w000");
+    assert!(listed.is_sorted_by(|left, right| left.name < right.name));
+    assert_eq!(listed[0].name, "w000");
+    let names = fixture.store.workflow_names(&project(), u32::MAX).await.unwrap();
+    assert_eq!(names, listed.iter().map(|one| one.name.clone()).collect::<Vec<_>>());
+    assert_eq!(fixture.store.workflow_names(&project(), 2).await.unwrap(), ["w000", "w001"]);
+    let mut first = Vec::new();
+    let each = |stored: StoredWorkflow| {
+        first.push(stored.workflow.name);
+        if first.len() < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    fixture.store.each_workflow(&project(), each).await.unwrap();
+    assert_eq!(first, ["w000", "w001"]);
 }
 
 async fn a_workflow_of_the_projects_own_goes_over_the_servers_and_gives_way_again(fixture: Fixture) {

@@ -123,7 +123,6 @@ impl RunEgress {
         let subject = wanted.map_or_else(|| "unreadable".to_owned(), |wanted| wanted.target.to_string());
         let subject = format!("{subject} {}", fault.reason());
         let Common { run, secrets, .. } = &self.common;
-        let subject = secrets.redactor().text(&subject).into_owned();
         let audited = self
             .common
             .audit(store, ("egress.deny", "denied"), &subject, wanted.map(|wanted| &wanted.target))

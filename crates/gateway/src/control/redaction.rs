@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use caisson_domain::check_result::CheckResult;
-use caisson_domain::event::{DeltaKind, EventKind};
+use caisson_domain::event::DeltaKind;
 use caisson_domain::git::BranchName;
 use caisson_domain::id::RunId;
 use caisson_domain::image::ImageWish;
@@ -13,7 +13,6 @@ use caisson_domain::protocol::{Ending, JournalBody, Outcome};
 use caisson_domain::redact::{Redactor, Stream};
 use caisson_domain::run::Failure;
 use caisson_domain::trust::Steering;
-use serde_json::json;
 
 use crate::shared::Door;
 
@@ -148,17 +147,20 @@ impl<'a> Cleaner<'a> {
 
 /// Says that a secret was in what a sandbox sent, to the operator and, where there is a run, to whoever reads it.
 pub(super) async fn alarm(door: &Door, run: Option<&RunId>, place: &str) {
+    if let Some(run) = run {
+        let message = format!(
+            "a live credential of the server was in {place} and was redacted; the operator should replace it"
+        );
+        if !door.alarm(run, &message).await {
+            tracing::debug!(run.id = %run, "a live credential was in what {run} sent once more");
+            return;
+        }
+    }
     tracing::error!(
         sandbox.id = %door.sandbox,
         "a live credential was in {place} of sandbox {} and was redacted: find out how it got there, and replace it",
         door.sandbox
     );
-    if let Some(run) = run {
-        let message = format!(
-            "a live credential of the server was in {place} and was redacted; the operator should replace it"
-        );
-        door.tell(run, EventKind::Note, json!({"level": "warn", "message": message})).await;
-    }
 }
 
 /// Live text of one run, which comes in pieces: a secret may lie over their borders.

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use caisson_domain::redact::MARKER;
 use caisson_domain::run::FailureKind;
+use serde_json::json;
 
 use super::*;
 

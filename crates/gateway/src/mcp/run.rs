@@ -156,6 +156,9 @@ impl RunMcp {
             ledger.told.len() < self.bounds.told && ledger.told.insert(kind)
         };
         if !fresh {
+            if fault.is_denial() {
+                door.shared.count_denied();
+            }
             return;
         }
         let run = &self.common.run;

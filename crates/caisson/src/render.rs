@@ -119,11 +119,11 @@ impl Account {
                 one(Sign::Good, format!("pushed {} to {}", short(&text(data, "new")), text(data, "ref")))
             }
             "git.push" => one(Sign::Bad, format!("push refused: {}", text(data, "message"))),
-            "gateway.denied" => one(Sign::Bad, gateway_denied(data)),
+            "gateway.denied" => one(Sign::Bad, gateway_denied(data) + &more(data)),
             "mcp.denied" => one(Sign::Bad, mcp_denied(data)),
             "egress.denied" => one(Sign::Bad, denied(data)),
             "gateway.upstream_failed" => {
-                one(Sign::Bad, format!("upstream failed: {}", upstream_failed(data)))
+                one(Sign::Bad, format!("upstream failed: {}{}", upstream_failed(data), more(data)))
             }
             "input.accepted" | "input.undelivered" | "approval.requested" | "approval.answered" => {
                 said(&event.kind, data)
@@ -457,6 +457,11 @@ fn gateway_denied(data: &Value) -> String {
         (None, None) => text(data, "rule"),
     };
     format!("denied {what}: {why}")
+}
+
+/// How often it came again, where that is told.
+fn more(data: &Value) -> String {
+    data["count"].as_u64().map_or_else(String::new, |count| format!(" ({count} more)"))
 }
 
 /// Micro-USD for people.

@@ -145,6 +145,8 @@ fn a_denial_is_told_with_its_remedy_or_its_numbers() {
     assert!(budget.trim_end().ends_with("this one needs $0.0822"), "{budget}");
     let bare = told(json!({"what": "request", "rule": "some_rule"}));
     assert!(bare.trim_end().ends_with("denied request: some_rule"), "{bare}");
+    let again = told(json!({"what": "push", "remedy": "do not", "count": 12}));
+    assert!(again.trim_end().ends_with("denied push: do not (12 more)"), "{again}");
 }
 
 #[test]

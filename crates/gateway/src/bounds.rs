@@ -145,6 +145,8 @@ pub(crate) const BYTES_PER_TOKEN: usize = 4;
 /// Name of a model, in bytes.
 pub(crate) const MODEL_NAME_BYTES: usize = 128;
 
+/// Bytes that the sandbox of one run may be given in answer to fetches (16 GiB), as its tools may receive from outside.
+pub(crate) const FETCHED_BYTES: u64 = EGRESS_RECEIVED_BYTES;
 /// Exchanges with git hosts that one sandbox may have under way; one is counted from when its body begins to arrive.
 pub(crate) const GIT_EXCHANGES: usize = 8;
 /// Git's own processes on the server for repositories that are directories, for all sandboxes together, beside the one
@@ -171,8 +173,15 @@ pub(crate) const FETCH_CPU_S: u64 = 600;
 /// Memory that one of them may fill, files that it reads left out, in bytes (2 GiB). Git keeps a list of all objects that it sends:
 /// a history of ten million takes most of it.
 pub(crate) const FETCH_MEMORY_BYTES: u64 = 2 * 1024 * 1024 * 1024;
-/// Refusals and upstream faults of one run that become events; the others are only logged.
+/// Refusals of one run that become events one by one, and upstream faults. Beyond that the first of each kind is told, and how often
+/// it came again.
 pub(crate) const TOLD_EVENTS: u32 = 200;
+/// Kinds that are told apart by names which the sandbox chooses, such as a ref.
+pub(crate) const TOLD_KINDS: usize = 200;
+/// Warnings in the server's log that one sandbox journals entries of runs which are not in it; what is beyond is for debugging.
+pub(crate) const FOREIGN_WARNINGS: u32 = 20;
+/// Notes of one run that a live credential was in what its sandbox sent.
+pub(crate) const TOLD_ALARMS: u32 = 100;
 /// Ref commands of one push.
 pub(crate) const COMMANDS: usize = 16;
 /// The part of a push before its pack, in bytes.
@@ -376,6 +385,8 @@ pub(crate) struct Bounds {
     pub(crate) inspections: usize,
     /// [`GIT_ALLOC_BYTES`].
     pub(crate) git_alloc_bytes: u64,
+    /// [`FETCHED_BYTES`].
+    pub(crate) fetched_bytes: u64,
     /// [`FETCH_CPU_S`].
     pub(crate) fetch_cpu_s: u64,
     /// [`FETCH_MEMORY_BYTES`].
@@ -440,6 +451,7 @@ impl Default for Bounds {
             local_git: LOCAL_GIT,
             inspections: INSPECTIONS,
             git_alloc_bytes: GIT_ALLOC_BYTES,
+            fetched_bytes: FETCHED_BYTES,
             fetch_cpu_s: FETCH_CPU_S,
             fetch_memory_bytes: FETCH_MEMORY_BYTES,
             push_bytes: PUSH_BYTES,

@@ -31,6 +31,7 @@ mod serve;
 mod shared;
 #[cfg(test)]
 mod tests;
+mod told;
 mod way;
 mod work;
 

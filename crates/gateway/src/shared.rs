@@ -1,6 +1,7 @@
 //! What all doors of a server share, and one door's own state.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{RunId, SandboxId, SessionId};
 use caisson_domain::redact::{LiveSecrets, ProjectSecrets};
 use caisson_domain::usage::PriceTable;
+use caisson_store::meters::DENIALS;
 use caisson_store::{CredentialUse, SandboxRow, Store, StoreError};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::bounds::{
     ARTIFACT_UPLOADS, ATTACHMENT_EXCHANGES, BODY_POOL_BYTES, Bounds, CONNECTIONS, GIT_EXCHANGES, MODEL_CALLS,
-    PUSHES, TOLD_EVENTS, TRANSCRIPT_EXCHANGES, TRANSCRIPT_PUTS,
+    PUSHES, TOLD_ALARMS, TRANSCRIPT_EXCHANGES, TRANSCRIPT_PUTS,
 };
 use crate::config::GitIdentity;
 use crate::control::{DeltaWindow, LiveText};
@@ -27,6 +29,7 @@ use crate::mcp::{McpSide, RunMcp};
 use crate::model::ModelSide;
 use crate::noted::Noted;
 use crate::problem::Refusal;
+use crate::told::Told;
 
 /// What all doors of this server share.
 pub(crate) struct Shared {
@@ -63,6 +66,11 @@ impl Shared {
         hold(&self.cancel, self.bounds.store_hold, || self.store.note_credential_use(run, used)).await?;
         self.noted.add(run, used);
         Ok(())
+    }
+
+    /// Counts something that was denied to a sandbox, whether it is told of by itself or not.
+    pub(crate) fn count_denied(&self) {
+        self.store.meters().add(&DENIALS, Vec::new(), 1);
     }
 
     /// Whether the request that was refused so is left to the next server. What is the request's own fault stays so.
@@ -132,21 +140,27 @@ pub(crate) struct Door {
     pub(crate) mcp: Mutex<Option<Arc<RunMcp>>>,
     /// Their text, for secrets that lie over the border of two.
     pub(crate) live_text: LiveText,
-    /// Events told of a run so far.
-    told: RunCount,
+    /// Bytes that a run was given in answer to fetches; [`crate::bounds::FETCHED_BYTES`].
+    pub(crate) fetched: RunCount,
+    /// Batches of its journal with entries of other runs so far.
+    pub(crate) foreign: AtomicU32,
+    /// Refusals and faults of a run so far.
+    told: Told,
+    /// Live credentials found in what a run's sandbox sent.
+    alarms: RunCount,
     /// Transcripts taken of a run so far.
     transcripts_taken: RunCount,
 }
 
 /// How often something was done for the run that is in the sandbox now; another run begins anew.
 #[derive(Default)]
-struct RunCount(Mutex<Option<(RunId, u32)>>);
+pub(crate) struct RunCount(Mutex<Option<(RunId, u64)>>);
 
 impl RunCount {
     /// How often it was done before, and counts `more`.
-    fn add(&self, run: &RunId, more: i32) -> u32 {
+    pub(crate) fn add(&self, run: &RunId, more: i64) -> u64 {
         // What cannot be counted counts as done too often.
-        let Ok(mut kept) = self.0.lock() else { return u32::MAX };
+        let Ok(mut kept) = self.0.lock() else { return u64::MAX };
         let count = match kept.take() {
             Some((of, count)) if of == *run => count,
             Some(_) | None => 0,
@@ -178,19 +192,48 @@ impl Door {
             egress: Mutex::new(None),
             mcp: Mutex::new(None),
             live_text: LiveText::default(),
-            told: RunCount::default(),
+            fetched: RunCount::default(),
+            foreign: AtomicU32::new(0),
+            told: Told::default(),
+            alarms: RunCount::default(),
             transcripts_taken: RunCount::default(),
         }
     }
 
-    /// Tells of a refusal or a fault, at most [`TOLD_EVENTS`] times a run: an agent that tries for ever fills
-    /// no database. An event that cannot be written is logged: it must not fail the request.
+    /// Tells of a refusal or a fault; beyond [`crate::bounds::TOLD_EVENTS`] as [`Told`] says. An event that cannot be written is
+    /// logged: it must not fail the request.
     pub(crate) async fn tell(&self, run: &RunId, kind: EventKind, data: serde_json::Value) {
-        if self.told.add(run, 1) >= TOLD_EVENTS {
-            tracing::debug!(run.id = %run, event.kind = %kind, "{run} has had its share of such events");
-            return;
+        if matches!(kind, EventKind::GatewayDenied | EventKind::McpDenied) {
+            self.shared.count_denied();
         }
-        let event = event(&self.secrets, kind, &data);
+        match self.told.note(run, kind, data) {
+            Some(data) => self.append(run, kind, &data).await,
+            None => {
+                tracing::debug!(run.id = %run, event.kind = %kind, "counted one more like those of {run} before");
+            }
+        }
+    }
+
+    /// Before a run's outcome is stored: tells how often came again what was told of once.
+    pub(crate) async fn tell_rest(&self) {
+        let Some((run, rest)) = self.told.rest() else { return };
+        for (kind, data) in rest {
+            self.append(&run, kind, &data).await;
+        }
+    }
+
+    /// Tells that a live credential was found; what else is told of the run takes it no room. False beyond [`TOLD_ALARMS`].
+    pub(crate) async fn alarm(&self, run: &RunId, message: &str) -> bool {
+        let tells = self.alarms.add(run, 1) < u64::from(TOLD_ALARMS);
+        if tells {
+            let data = serde_json::json!({"level": "warn", "message": message});
+            self.append(run, EventKind::Note, &data).await;
+        }
+        tells
+    }
+
+    async fn append(&self, run: &RunId, kind: EventKind, data: &serde_json::Value) {
+        let event = event(&self.secrets, kind, data);
         if let Err(error) = self.shared.store.append_gateway_event(run, event).await {
             tracing::warn!(run.id = %run, event.kind = %kind, error = %error, "an event of {run} was not written");
         }
@@ -198,11 +241,11 @@ impl Door {
 
     /// Whether another transcript of the run is taken; see [`TRANSCRIPT_PUTS`].
     pub(crate) fn takes_transcript(&self, run: &RunId) -> bool {
-        self.transcripts_taken.add(run, 0) < TRANSCRIPT_PUTS
+        self.transcripts_taken.add(run, 0) < u64::from(TRANSCRIPT_PUTS)
     }
 
     /// Counts a transcript of the run, or one less that was not taken after all.
-    pub(crate) fn count_transcript(&self, run: &RunId, more: i32) {
+    pub(crate) fn count_transcript(&self, run: &RunId, more: i64) {
         self.transcripts_taken.add(run, more);
     }
 }

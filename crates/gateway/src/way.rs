@@ -51,7 +51,8 @@ impl Common {
         self.over.cancelled().await;
     }
 
-    /// Writes a record of the run to the audit log: what it was let do or not, and with which host, if that could be read.
+    /// Writes a record of the run to the audit log: what it was let do or not, and with which host, if that could be read. The
+    /// agent may choose the name of a host, so no live secret is kept of either.
     pub(crate) async fn audit(
         &self,
         store: &Store,
@@ -59,12 +60,14 @@ impl Common {
         subject: &str,
         target: Option<&Target>,
     ) -> Result<(), StoreError> {
+        let redactor = self.secrets.redactor();
+        let clean = |text: &str| redactor.text(text).into_owned();
         let record = NewAudit {
             run: Some(self.run.clone()),
             session: Some(self.session.clone()),
-            host: target.map(|target| target.host.to_string()),
+            host: target.map(|target| clean(&target.host.to_string())),
             decision: Some(decision),
-            ..NewAudit::new(&self.project, Actor::Server, action, subject)
+            ..NewAudit::new(&self.project, Actor::Server, action, &clean(subject))
         };
         store.append_audit(&record).await
     }

@@ -10,7 +10,7 @@ use caisson_domain::run::Run;
 
 use crate::database::{Hold, Row, Tx, sql};
 use crate::rows::{Columns, run_columns};
-use crate::{Actor, NewAudit, SandboxState, Store, StoreError, audit, events, meters, rows};
+use crate::{Actor, NewAudit, SandboxState, Store, StoreError, audit, events, rows};
 
 /// What a sandbox should do next.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,7 +102,10 @@ const INPUTS: &str = "select session_id, seq, run_id, body from input \
 fn denial(run: &Run, event: &NewEvent) -> NewAudit {
     let data: serde_json::Value = serde_json::from_str(event.data.get()).unwrap_or_default();
     let text = |name: &str| data[name].as_str().map(str::to_owned);
-    let subject = [text("what"), text("rule")].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    let mut subject = [text("what"), text("rule")].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    if let Some(count) = data["count"].as_u64() {
+        subject = format!("{subject} ({count} more)");
+    }
     NewAudit {
         subject,
         host: text("host").or_else(|| run.spec.repository.as_ref().map(audit::host_of)),
@@ -216,7 +219,6 @@ impl Store {
         }
         if denied {
             audit::write(&mut tx, &denial(&run, &event)).await?;
-            tx.count(&meters::DENIALS, Vec::new(), 1);
         }
         events::append(&mut tx, &run.session, &run.id, &[event]).await?;
         tx.commit().await?;

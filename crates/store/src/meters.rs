@@ -75,8 +75,10 @@ pub static PUSHES: Family =
 /// Events that were appended.
 pub static EVENTS: Family = Family::count("caisson_events_total", "Events that were appended.");
 /// What the gateway denied.
-pub static DENIALS: Family =
-    Family::count("caisson_denials_total", "What the gateway denied to sandboxes, each in the audit log.");
+pub static DENIALS: Family = Family::count(
+    "caisson_denials_total",
+    "What the gateway denied to sandboxes; the audit log has the first of each kind, and how often it came again.",
+);
 /// Requests of sandboxes at their doors.
 pub static DOOR_REQUESTS: Family =
     Family::count("caisson_door_requests_total", "Requests of sandboxes, by way and status of the answer.")

@@ -1,5 +1,6 @@
 //! `PUT /artifacts/<run>/<name>`: a file to keep.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,6 +64,7 @@ pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<
         let message = "artifacts are kept for the run that is running in this sandbox and for no other";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "artifact_refused", message));
     }
+    refuse_secret(door, &run, &name).await?;
     let announced = http_body::Body::size_hint(request.body()).lower();
     if announced > ARTIFACT_BYTES as u64 {
         return Err(Refusal::body(&BodyFault::TooLarge, ARTIFACT_BYTES as u64));
@@ -89,6 +91,17 @@ pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<
         discard(&path).await;
     }
     kept.map(|()| bare(StatusCode::NO_CONTENT))
+}
+
+/// Refuses a name that would bring a live secret to disk and into the record. The shim's names are fixed, so no work is lost.
+async fn refuse_secret(door: &Door, run: &RunId, name: &str) -> Result<(), Refusal> {
+    if matches!(door.secrets.redactor().text(name), Cow::Borrowed(_)) {
+        return Ok(());
+    }
+    redaction::alarm(door, Some(run), "the name of an artifact").await;
+    let message =
+        "the artifact's name has a live credential of the server in it, and nothing is kept under it";
+    Err(Refusal::new(StatusCode::BAD_REQUEST, "artifact_name", message))
 }
 
 /// Refuses an artifact with which the run would have more bytes than its bound.

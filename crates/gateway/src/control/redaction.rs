@@ -5,14 +5,14 @@ use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use caisson_domain::check_result::CheckResult;
-use caisson_domain::event::{DeltaKind, EventKind};
+use caisson_domain::event::DeltaKind;
+use caisson_domain::git::BranchName;
 use caisson_domain::id::RunId;
 use caisson_domain::image::ImageWish;
 use caisson_domain::protocol::{Ending, JournalBody, Outcome};
 use caisson_domain::redact::{Redactor, Stream};
 use caisson_domain::run::Failure;
 use caisson_domain::trust::Steering;
-use serde_json::json;
 
 use crate::shared::Door;
 
@@ -64,11 +64,17 @@ impl<'a> Cleaner<'a> {
         kept
     }
 
+    /// A branch without a secret in its name; what is left of another one would be no branch.
+    fn branch(&mut self, branch: Option<BranchName>) -> Option<BranchName> {
+        branch.filter(|branch| self.text(branch.to_string()) == branch.as_str())
+    }
+
     fn steering(&mut self, steering: Steering) -> Steering {
-        let Steering { files, replaced, .. } = steering;
+        let Steering { anchor, commit, files, replaced, .. } = steering;
+        let (anchor, commit) = (self.branch(anchor), self.text(commit));
         let files = files.into_iter().map(|path| self.text(path)).collect();
         let replaced = replaced.into_iter().map(|path| self.text(path)).collect();
-        Steering { files, replaced, ..steering }
+        Steering { anchor, commit, files, replaced, ..steering }
     }
 
     fn check(&mut self, result: CheckResult) -> CheckResult {
@@ -108,8 +114,7 @@ impl<'a> Cleaner<'a> {
             }
             JournalBody::Prepared { base_commit, branch } => {
                 let base_commit = base_commit.map(|commit| self.text(commit));
-                let branch = branch.filter(|branch| self.text(branch.to_string()) == branch.as_str());
-                JournalBody::Prepared { base_commit, branch }
+                JournalBody::Prepared { base_commit, branch: self.branch(branch) }
             }
             JournalBody::Commit { commit, message, author } => {
                 JournalBody::Commit { commit: self.text(commit), message: self.text(message), author }
@@ -142,17 +147,20 @@ impl<'a> Cleaner<'a> {
 
 /// Says that a secret was in what a sandbox sent, to the operator and, where there is a run, to whoever reads it.
 pub(super) async fn alarm(door: &Door, run: Option<&RunId>, place: &str) {
+    if let Some(run) = run {
+        let message = format!(
+            "a live credential of the server was in {place} and was redacted; the operator should replace it"
+        );
+        if !door.alarm(run, &message).await {
+            tracing::debug!(run.id = %run, "a live credential was in what {run} sent once more");
+            return;
+        }
+    }
     tracing::error!(
         sandbox.id = %door.sandbox,
         "a live credential was in {place} of sandbox {} and was redacted: find out how it got there, and replace it",
         door.sandbox
     );
-    if let Some(run) = run {
-        let message = format!(
-            "a live credential of the server was in {place} and was redacted; the operator should replace it"
-        );
-        door.tell(run, EventKind::Note, json!({"level": "warn", "message": message})).await;
-    }
 }
 
 /// Live text of one run, which comes in pieces: a secret may lie over their borders.
@@ -191,81 +199,5 @@ impl LiveText {
 }
 
 #[cfg(test)]
-mod tests {
-    use caisson_domain::redact::MARKER;
-    use caisson_domain::run::FailureKind;
-
-    use super::*;
-
-    const SECRET: &str = "sk-ant-canary-7f3a9b2c5d8e1f40";
-
-    fn redactor() -> Arc<Redactor> {
-        Arc::new(Redactor::new(&[SECRET.to_owned().into()]))
-    }
-
-    #[test]
-    fn every_text_of_every_record_is_cleaned() {
-        let said = format!("a {SECRET} b");
-        let failure = Failure::new(FailureKind::AgentError, said.clone()).with_evidence(said.clone());
-        let outcome = Outcome {
-            ending: Ending::Failed(failure),
-            result: Some(said.clone()),
-            head: None,
-            pushed: false,
-            kept: false,
-        };
-        let bodies = [
-            JournalBody::Line { line: json!({ "text": said }).to_string() },
-            JournalBody::Text { text: said.clone(), cut_bytes: 0 },
-            JournalBody::Text { text: format!("a {}", &SECRET[..20]), cut_bytes: 10 },
-            JournalBody::AgentExited { code: Some(1), signal: None, stderr: said.clone() },
-            JournalBody::Commit {
-                commit: String::new(),
-                message: said.clone(),
-                author: caisson_domain::protocol::MessageAuthor::Agent,
-            },
-            JournalBody::Note { level: caisson_domain::protocol::NoteLevel::Info, message: said },
-            JournalBody::Checks(vec![CheckResult {
-                name: caisson_domain::repository_file::CheckName::Test,
-                command: "make".to_owned(),
-                outcome: caisson_domain::check_result::CheckOutcome::Failed,
-                exit_code: Some(1),
-                output: Some(format!("a {SECRET} b")),
-                turns: 0,
-            }]),
-            JournalBody::Finished(outcome),
-            JournalBody::ApprovalRequested {
-                request: String::new(),
-                tool: "Write".to_owned(),
-                description: Some(format!("b {SECRET}")),
-                input: json!({ "content": SECRET }).to_string(),
-                cut_bytes: 0,
-            },
-        ];
-        for body in bodies {
-            let redactor = redactor();
-            let mut cleaner = Cleaner::new(&redactor);
-            let clean = serde_json::to_string(&cleaner.body(body)).unwrap();
-            assert!(cleaner.found && clean.contains(MARKER) && !clean.contains("canary-7f"), "{clean}");
-        }
-        let redactor = redactor();
-        let mut cleaner = Cleaner::new(&redactor);
-        let line = "{\"b\" : 1,  \"a\":\"\\u0000\"}".to_owned();
-        assert_eq!(cleaner.body(JournalBody::Line { line: line.clone() }), JournalBody::Line { line });
-        assert!(!cleaner.found);
-    }
-
-    #[test]
-    fn a_secret_over_several_pieces_of_live_text_is_cleaned_and_other_runs_begin_anew() {
-        let (live, redactor) = (LiveText::default(), redactor());
-        let run = RunId::new(1, [1; 10]);
-        let push = |kind, piece: &str| live.push((&run, kind), piece, &redactor);
-        let (first, second) = SECRET.split_at(11);
-        let shown =
-            [push(DeltaKind::Text, "see "), push(DeltaKind::Text, first), push(DeltaKind::Text, second)];
-        assert_eq!(shown.concat(), format!("see {MARKER}"));
-        assert_eq!(push(DeltaKind::Text, first), "");
-        assert_eq!(push(DeltaKind::Thinking, "other"), "other");
-        assert_eq!(push(DeltaKind::Text, second), second, "a part without its beginning is no secret");
-    }
-}
+#[path = "redaction_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@ use caisson_domain::egress::Wanted;
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::redact::ProjectSecrets;
 use caisson_domain::run::Run;
+use caisson_store::meters::DENIALS;
 use caisson_store::{MovedOutside, Store, StoreError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -119,11 +120,11 @@ impl RunEgress {
     /// Tells of a denial: the first of its kind by an event and in the audit log, those behind it by their count.
     pub(super) async fn deny(&self, store: &Store, asked: &str, wanted: Option<&Wanted>, fault: &Fault) {
         let noted = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).deny(asked, wanted, fault);
+        store.meters().add(&DENIALS, Vec::new(), 1);
         let Noted::First(data) = noted else { return };
         let subject = wanted.map_or_else(|| "unreadable".to_owned(), |wanted| wanted.target.to_string());
         let subject = format!("{subject} {}", fault.reason());
         let Common { run, secrets, .. } = &self.common;
-        let subject = secrets.redactor().text(&subject).into_owned();
         let audited = self
             .common
             .audit(store, ("egress.deny", "denied"), &subject, wanted.map(|wanted| &wanted.target))

@@ -47,6 +47,8 @@ pub(super) enum Fault {
     DiskFull,
     /// The request is larger than its bound.
     TooLarge { bytes: u64 },
+    /// The run was given as many bytes in answer to fetches as it may have.
+    TooMuchFetched { bytes: u64 },
     /// The request's encoding is not known.
     Encoding,
 }
@@ -63,6 +65,7 @@ impl Fault {
             | Self::CheckedOut { .. }
             | Self::TrustedBranch { .. }
             | Self::TooLarge { .. }
+            | Self::TooMuchFetched { .. }
             | Self::Encoding => None,
             Self::Auth { status, .. }
             | Self::NotFound { status }
@@ -106,6 +109,7 @@ impl Fault {
             | Self::Uninspected { .. }
             | Self::DiskFull
             | Self::TooLarge { .. }
+            | Self::TooMuchFetched { .. }
             | Self::Encoding => false,
         }
     }
@@ -135,6 +139,7 @@ impl Fault {
             | Self::Uninspected { .. }
             | Self::Local { .. } => (StatusCode::BAD_GATEWAY, "repo_unreachable"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::TooMuchFetched { .. } => (StatusCode::FORBIDDEN, "too_much_fetched"),
             Self::Encoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_request"),
         };
         Refusal::new(status, code, self.message())
@@ -206,6 +211,9 @@ impl Fault {
                 "the server has too little disk space to receive the push; give it more, then push again".to_owned()
             }
             Self::TooLarge { bytes } => format!("the request is larger than {bytes} bytes"),
+            Self::TooMuchFetched { bytes } => format!(
+                "this run has been given more than {bytes} bytes in answer to fetches, and gets no more; go on with what is there"
+            ),
             Self::Encoding => "the request's content encoding is not known; use gzip or none".to_owned(),
         }
     }

@@ -13,6 +13,7 @@ mod compare;
 mod directories;
 mod early;
 mod fault;
+mod fetched;
 mod finding;
 mod forward;
 #[cfg(any(test, feature = "fuzz"))]
@@ -291,6 +292,7 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
     if pushing && !run.spec.workflow.caisson.publish.pushes() {
         return Err(tell(door, &run, Fault::PublishesNothing).await);
     }
+    fetched::room(door, &run, operation).await?;
     let shared = &door.shared;
     let protocol = protocol(request.headers());
     // Whoever keeps a request back takes nobody's place.
@@ -331,7 +333,8 @@ async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Resu
     match answered {
         Ok(answer) => {
             let offered = offered(operation, &answer);
-            let chunks = carried(&shared.tracker, &shared.bounds, slot, offered(answer.chunks));
+            let chunks = fetched::counted(door, &run, operation, offered(answer.chunks));
+            let chunks = carried(&shared.tracker, &shared.bounds, slot, chunks);
             Ok(respond(operation, Answer { chunks, ..answer }))
         }
         Err(fault) => Err(tell(door, &run, fault).await),

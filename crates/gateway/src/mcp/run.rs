@@ -156,9 +156,12 @@ impl RunMcp {
             ledger.told.len() < self.bounds.told && ledger.told.insert(kind)
         };
         if !fresh {
+            if fault.is_denial() {
+                door.shared.count_denied();
+            }
             return;
         }
-        let Common { run, secrets, .. } = &self.common;
+        let run = &self.common.run;
         let host = target.map_or_else(String::new, ToString::to_string);
         let refusal = fault.refusal(server, &host);
         if !fault.is_denial() {
@@ -169,7 +172,7 @@ impl RunMcp {
             return door.tell(run, EventKind::GatewayUpstreamFailed, data).await;
         }
         let reason = refusal.code.trim_start_matches("mcp_");
-        let subject = secrets.redactor().text(&format!("{server} {host} {reason}")).into_owned();
+        let subject = format!("{server} {host} {reason}");
         let audited = self.common.audit(&door.shared.store, ("mcp.deny", "denied"), &subject, target).await;
         if let Err(error) = audited {
             tracing::warn!(run.id = %run, error = %error, "a refused MCP request of {run} was not audited");

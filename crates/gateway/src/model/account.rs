@@ -14,7 +14,7 @@ use super::ask::Ask;
 use super::meter::Reading;
 use super::share::{NoShare, Sizes, Wait};
 use super::stream::Reply;
-use crate::bounds::{OUTPUT_CRUMB_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
+use crate::bounds::{MODEL_NAME_BYTES, OUTPUT_CRUMB_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS};
 use crate::hold::hold;
 use crate::shared::Shared;
 
@@ -166,10 +166,10 @@ impl Account {
         reading: &Reading,
         patience: Duration,
     ) -> Result<(), StoreError> {
-        let Some(Pending { id, ask, .. }) = &self.pending else { return Ok(()) };
+        let Some(Pending { id, run, ask, .. }) = &self.pending else { return Ok(()) };
         let bill = reading.last_bill(ask, &self.shared.prices);
         let settled = SettledCall {
-            model: reading.model.as_ref().unwrap_or(&ask.model).clone(),
+            model: kept_model(&self.shared, run, reading.model.as_ref().unwrap_or(&ask.model)),
             status,
             tokens: bill.tokens,
             cost_micro_usd: bill.cost_micro_usd,
@@ -214,7 +214,7 @@ async fn reserve(shared: &Shared, run: &DoorRun, ask: Ask, reply: &mut Reply) ->
     let outputs = ask.reserved_output();
     let needed = outputs.map(|output| ask.needed_micro_usd(&ask.model, output, &shared.prices));
     let call = NewModelCall {
-        model: ask.model.clone(),
+        model: kept_model(shared, run, &ask.model),
         estimate: ask.estimate,
         estimate_cost_micro_usd: shared.prices.cost_micro_usd(&ask.model, &ask.estimate),
         reserve_micro_usd: needed[0],
@@ -242,6 +242,14 @@ async fn reserve(shared: &Shared, run: &DoorRun, ask: Ask, reply: &mut Reply) ->
         input_known: false,
         ask,
     })
+}
+
+/// A model's name as it is stored and shown: a request may name a secret in its place. Of one that was cut at its bound the
+/// beginning of a secret at the end goes too.
+fn kept_model(shared: &Shared, run: &DoorRun, name: &str) -> String {
+    let redactor = shared.secrets.of(&run.project).redactor();
+    let kept = if name.len() < MODEL_NAME_BYTES { redactor.text(name) } else { redactor.cut_text(name) };
+    kept.into_owned()
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -1,11 +1,13 @@
 use std::time::Duration;
 
 use caisson_domain::event::{DeltaKind, EventKind};
+use caisson_domain::id::RunId;
 use caisson_domain::limits::{
     ARTIFACT_BYTES, DELTA_BYTES, DELTAS_PER_SECOND, JOURNAL_BATCH_BYTES, RUN_ARTIFACTS, STOP_GRACE_S,
 };
 use caisson_domain::protocol::{
-    DeltaBatch, DeltaItem, Ending, Inputs, JournalBody, Outcome, StopReason, VERSION_HEADER, Work,
+    DeltaBatch, DeltaItem, Ending, Inputs, JournalBody, JournalRecord, Outcome, StopReason, VERSION_HEADER,
+    Work,
 };
 use caisson_domain::run::Phase;
 use caisson_store::{Clock, Store};
@@ -15,8 +17,9 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
+use super::log::Log;
 use super::support::{OK, Sandbox, Setup, World, eventually, fetch, run_spec};
-use crate::bounds::{BODY_POOL_BYTES, Bounds, DELTA_BODY_BYTES, LOOK};
+use crate::bounds::{BODY_POOL_BYTES, Bounds, DELTA_BODY_BYTES, FOREIGN_WARNINGS, LOOK};
 
 async fn world() -> (World, Sandbox) {
     let world = World::new().await;
@@ -47,6 +50,22 @@ async fn the_next_work_comes_until_its_end_is_journaled() {
     assert_eq!(post(&sandbox, 0, line).await.status, OK);
     assert_eq!(sandbox.control(Method::GET, "/next", "").await.status, 204);
     world.stop().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_journals_other_runs_for_ever_fills_no_log() {
+    let (log, _guard) = Log::begin();
+    let (world, sandbox) = world().await;
+    let record = JournalRecord { run: RunId::new(7, [7; 10]), attempt: 1, body: JournalBody::AgentStarted };
+    let line = [serde_json::to_vec(&record).unwrap(), b"\n".to_vec()].concat();
+    let bound = FOREIGN_WARNINGS as usize;
+    for number in 0..bound + 2 {
+        assert_eq!(post(&sandbox, number * line.len(), line.clone()).await.status, OK);
+    }
+    world.stop().await;
+    let (warned, all) =
+        (log.lines("WARN", "journal entries of other runs"), log.lines("", "journal entries of other runs"));
+    assert_eq!((warned, all), (bound, bound + 2));
 }
 
 #[tokio::test]

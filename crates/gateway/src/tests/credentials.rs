@@ -364,6 +364,14 @@ async fn a_registrys_token_goes_to_its_host_over_plain_http_and_acts_at_once() {
     let recorded = [format!("{} npm", token.id), format!("{} newer", newer.id)];
     let expected = recorded.each_ref().map(|name| ("registry", Some(name.as_str()), Some("npm.example")));
     assert_eq!(used, expected, "once for each run, credential and host");
+    world.store.write_credential_uses_of(&sandbox.run.id).await.unwrap();
+    let counted = world.store.credentials_used(&sandbox.run.id).await.unwrap();
+    for (credential, uses) in [(&token, 2), (&newer, 1)] {
+        let of_it = counted.iter().find(|one| one.credential == credential.id.as_str()).unwrap();
+        assert_eq!(of_it.uses, uses, "{counted:?}");
+        let known = world.store.credential(&credential.project, &credential.id).await.unwrap().unwrap();
+        assert!(known.last_used_at_ms.is_some(), "{known:?}");
+    }
     world.stop().await;
     assert!(!world.disk_has("registry-canary"));
 

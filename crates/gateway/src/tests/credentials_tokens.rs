@@ -16,13 +16,14 @@ use sqlx::ConnectOptions as _;
 use sqlx::sqlite::SqliteConnectOptions;
 use tokio::sync::Notify;
 
-use super::model_host::{END, ModelHost, Piece, START, Script, piece};
+use super::model_host::{END, ModelHost, Piece, START, Script, Seen, piece};
 use super::support::{OK, Reply, Sandbox, Setup, World, eventually, run_spec};
 use crate::bounds::{Bounds, OAUTH_LIFETIME_MS_MOST, OAUTH_SKEW_MS, TOKEN_REPLY_BYTES};
 
 /// Requests at once.
 const PARALLEL: usize = 20;
 const KEY: &str = include_str!("../../../store/src/credentials/test_keys/pkcs1.pem");
+const ROTATED_KEY: &str = include_str!("../../../store/src/credentials/test_keys/rotated.pem");
 /// A life that is far from its end.
 const LONG_MS: i64 = 60 * 60 * 1000;
 const REFS: &str = "/git/origin/info/refs?service=git-upload-pack";
@@ -276,11 +277,7 @@ async fn an_app_signs_for_one_installation_token_and_keeps_it() {
     assert_eq!(asked[0].uri, "/base/app/installations/42/access_tokens");
     let basic = crate::credentials::basic("x-access-token", &"ghs_minted".to_owned().into());
     assert!(app.host.seen().iter().all(|seen| seen.headers["authorization"] == basic.as_str()));
-    let token = asked[0].headers["authorization"].to_str().unwrap().strip_prefix("Bearer ").unwrap();
-    let (signed, signature) = token.rsplit_once('.').unwrap();
-    let key = SigningKey::from_pem(&KEY.to_owned().into()).unwrap();
-    // This way of signing gives the same signature each time.
-    assert_eq!(URL_SAFE_NO_PAD.decode(signature).unwrap(), key.sign(signed.as_bytes()).unwrap());
+    let signed = signed_with(KEY, &asked[0]);
     let part = |text: &str| -> serde_json::Value {
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).unwrap()).unwrap()
     };
@@ -289,10 +286,27 @@ async fn an_app_signs_for_one_installation_token_and_keeps_it() {
     let (claims, now_s) = (part(claims), app.world.store.now_ms() / 1000);
     assert_eq!(claims["iss"], "Iv1.abc");
     assert!(claims["iat"].as_i64().unwrap() < now_s && claims["exp"].as_i64().unwrap() <= now_s + 600);
+    // Another key counts from the next request on.
+    let rotated = CredentialSecret::PrivateKey { private_key: ROTATED_KEY.to_owned().into() };
+    app.world.rotate(&app.credential, &rotated).await;
+    assert_eq!(app.sandbox.agent(Method::GET, REFS, "").await.status, OK);
+    let asked = app.api.seen();
+    assert_eq!(asked.len(), 2, "the token that the old key signed for is used no more");
+    signed_with(ROTATED_KEY, &asked[1]);
     app.world.stop().await;
     app.world.store.close().await.unwrap();
-    let body = KEY.lines().nth(3).unwrap();
-    assert!(!app.world.disk_has("ghs_minted") && !app.world.disk_has(body));
+    assert!(!app.world.disk_has("ghs_minted"));
+    assert!(![KEY, ROTATED_KEY].iter().any(|key| app.world.disk_has(key.lines().nth(3).unwrap())));
+}
+
+/// What the app signed of its request for a token, with this key.
+fn signed_with(key: &str, asked: &Seen) -> String {
+    let token = asked.headers["authorization"].to_str().unwrap().strip_prefix("Bearer ").unwrap();
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let key = SigningKey::from_pem(&key.to_owned().into()).unwrap();
+    // This way of signing gives the same signature each time.
+    assert_eq!(URL_SAFE_NO_PAD.decode(signature).unwrap(), key.sign(signed.as_bytes()).unwrap());
+    signed.to_owned()
 }
 
 #[tokio::test]

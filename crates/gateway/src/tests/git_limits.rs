@@ -4,8 +4,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
 use http::Method;
+use sha2::Digest;
 
 use super::git_host::{Client, bare_repository, git, git_with};
 use super::support::{PATIENCE, Sandbox, Setup, World, eventually, fetch, run_spec};
@@ -305,4 +307,56 @@ async fn an_owner_who_cannot_reach_their_own_repository_is_said_to_be() {
     let part = "uid 65534: that user must be able to pass every directory above it";
     assert!(reply.text().contains(part), "{}", reply.text());
     scene.world.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_run_fetches_in_all_is_bounded_and_it_is_told() {
+    const BOUND: usize = 64 * 1024;
+    let scene = scene(|setup| setup.bounds.fetched_bytes = BOUND as u64, |_| {}).await;
+    let (world, sandbox) = (&scene.world, &scene.sandbox);
+    // A file that does not fit, as no pack makes it smaller.
+    let noise: Vec<u8> = (0..BOUND as u64).map(|at| sha2::Sha256::digest(at.to_le_bytes())[0]).collect();
+    let other = world.root.path().join("other");
+    git(world.root.path(), &["clone", "-q", scene.bare.to_str().unwrap(), other.to_str().unwrap()]).await;
+    let blob = git_with(&other, &["hash-object", "-w", "--stdin"], &noise).await;
+    git(&other, &["update-index", "--add", "--cacheinfo", &format!("100644,{blob},noise")]).await;
+    git(&other, &["commit", "-q", "-m", "noise"]).await;
+    git(&other, &["push", "-q", "origin", "HEAD:noise"]).await;
+    let broken = scene.client.git("work", &["fetch", "-q", "origin", "noise"]).await;
+    assert!(!broken.ok, "{}", broken.said);
+    let again = scene.client.git("work", &["fetch", "-q", "origin"]).await;
+    assert!(!again.ok && again.said.contains("given more than 65536 bytes"), "{}", again.said);
+    let told = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+    assert!(told.iter().all(|event| event["rule"] == "too_much_fetched") && told.len() == 2, "{told:?}");
+    // What the run has made is published all the same.
+    let pushed = scene.client.git("work", &["push", "-q", "origin", &format!("HEAD:{BRANCH}")]).await;
+    assert!(pushed.ok, "{}", pushed.said);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn fetches_up_to_their_bound_are_answered() {
+    let scene = scene(|_| {}, |_| {}).await;
+    let size = fetch(scene.sandbox.request(Method::GET, REFS, &scene.sandbox.agent)).await.body.len();
+    scene.world.stop().await;
+    for (bound, whole) in [(2 * size, 2), (2 * size - 1, 1)] {
+        let world = World::new().await;
+        let root = world.root.path().canonicalize().unwrap();
+        let bare = root.join("bare.git");
+        bare_repository(&bare).await;
+        let mut setup = Setup::new();
+        setup.git.allow = AllowList::new(&[], vec![root]).unwrap();
+        setup.bounds.fetched_bytes = bound as u64;
+        world.start(setup).await;
+        let sandbox = world.sandbox(run_spec(Some(bare.to_str().unwrap()))).await;
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            let reply = sandbox.request(Method::GET, REFS, &sandbox.agent).send().await.unwrap();
+            let status = reply.status().as_u16();
+            answers.push((status, reply.bytes().await.is_ok_and(|body| body.len() == size)));
+        }
+        assert_eq!(answers.iter().filter(|answer| **answer == (200, true)).count(), whole, "{answers:?}");
+        assert_eq!(answers[2].0, 403, "{answers:?}");
+        world.stop().await;
+    }
 }

@@ -1,11 +1,13 @@
 use caisson_domain::event::EventKind;
 use caisson_domain::git::AllowList;
+use caisson_domain::protocol::{Ending, JournalBody, Outcome};
 use caisson_domain::workflow::Publish;
+use caisson_store::meters::{DENIALS, Value};
 use http::Method;
 use std::path::PathBuf;
 
 use super::git_host::{Client, bare_repository, git};
-use super::support::{OK, Sandbox, Setup, World, fetch, run_spec};
+use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, fetch, run_spec};
 use crate::GatewayError;
 use crate::bounds::TOLD_EVENTS;
 
@@ -349,10 +351,40 @@ async fn an_agent_that_is_refused_for_ever_fills_no_database() {
     world.start(Setup::new()).await;
     let client = sandbox.client();
     let url = "http://gateway/git/origin/info/refs?service=git-upload-pack";
-    for _ in 0..=TOLD_EVENTS {
+    let refused = async || {
         assert_eq!(fetch(client.get(url).bearer_auth(&sandbox.agent)).await.code(), "policy_denied");
+    };
+    let told = async || world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+    let bound = TOLD_EVENTS as usize;
+    for _ in 0..bound + 4 {
+        refused().await;
     }
-    let told = world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len();
-    assert_eq!(u32::try_from(told).unwrap(), TOLD_EVENTS);
+    assert_eq!(told().await.len(), bound + 1, "the others are counted");
+    // What is refused for another reason is told all the same, and that a credential was found.
+    let search = r#"{"model":"m","tools":[{"type":"web_search_20250305","name":"web_search"}]}"#;
+    let other = sandbox.agent(Method::POST, "/model/v1/messages", search).await;
+    assert!(other.text().contains("model.provider_tools"), "{}", other.text());
+    assert_eq!(told().await.last().unwrap()["rule"], "provider_tools");
+    let line = sandbox.line(JournalBody::Text { text: MODEL_KEY.to_owned(), cut_bytes: 0 });
+    let end = line.len();
+    assert_eq!(sandbox.control(Method::POST, "/journal?offset=0", line).await.status, OK);
+    assert_eq!(world.events(&sandbox.run.id, EventKind::Note).await.len(), 1);
+    for _ in 3..10 {
+        refused().await;
+    }
+    assert_eq!(told().await.last().unwrap()["count"], 10, "so many are told at once");
+    refused().await;
+    let outcome = Outcome { ending: Ending::Completed, result: None, head: None, pushed: false, kept: false };
+    let line = sandbox.line(JournalBody::Finished(outcome));
+    assert_eq!(sandbox.control(Method::POST, &format!("/journal?offset={end}"), line).await.status, OK);
+    assert_eq!(told().await.last().unwrap()["count"], 1, "the rest at the end");
+    assert_eq!(told().await.len(), bound + 4);
+    let audit = world.audit().await.into_iter().filter(|record| record.0 == "gateway.denied");
+    let subjects: Vec<_> = audit.map(|record| record.1).skip(bound).collect();
+    let policy = "git: policy_denied";
+    assert_eq!(subjects[..2], [policy, "model call: provider_tools"]);
+    assert_eq!(subjects[2..], [format!("{policy} (10 more)"), format!("{policy} (1 more)")]);
+    let counted = world.store.meters().read().into_iter().find(|series| *series.family == DENIALS);
+    assert_eq!(counted.unwrap().value, Value::Sum(u64::from(TOLD_EVENTS) + 13));
     world.stop().await;
 }

@@ -32,6 +32,7 @@ mod git_shallow;
 mod git_trusted;
 mod git_words;
 mod grants;
+mod log;
 mod mcp;
 mod mcp_bounds;
 mod mcp_faults;

@@ -19,6 +19,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 
 use super::model_host::{ModelHost, Script};
+use super::outside::{self, Outside, ask, denials, finish, tunnel, uses};
 use super::support::{MODEL_KEY, OK, Sandbox, Setup, World, eventually, run_spec, value};
 use crate::config::{GitCredential, ModelCredential};
 use crate::problem::Refusal;
@@ -83,7 +84,7 @@ async fn nothing_that_a_sandbox_journals_brings_a_secret_to_disk() {
         JournalBody::AgentExited { code: Some(1), signal: None, stderr: said.clone() },
         JournalBody::Note { level: NoteLevel::Info, message: said.clone() },
         JournalBody::Steered(Steering {
-            anchor: None,
+            anchor: Some(TOKEN.parse().unwrap()),
             commit: "a".repeat(40),
             settings: false,
             files: vec![said.clone()],
@@ -186,6 +187,104 @@ async fn an_artifact_is_kept_without_the_secret_that_comes_in_two_pieces() {
     let notes = world.events(&sandbox.run.id, EventKind::Note).await;
     assert!(notes[0]["message"].to_string().contains("artifact work.patch"), "{notes:?}");
     world.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_kept_under_the_name_of_a_secret() {
+    let (world, sandbox) = world().await;
+    for name in [TOKEN.to_owned(), format!("{}.patch", hex::encode(TOKEN))] {
+        let path = format!("/artifacts/{}/{name}", sandbox.run.id);
+        let reply = sandbox.control(Method::PUT, &path, "x").await;
+        assert_eq!((reply.status, reply.code().as_str()), (400, "artifact_name"), "{}", reply.text());
+    }
+    let notes = world.events(&sandbox.run.id, EventKind::Note).await;
+    assert!(notes[0]["message"].to_string().contains("the name of an artifact"), "{notes:?}");
+    world.stop().await;
+    world.store.close().await.unwrap();
+    for needle in needles() {
+        assert!(!world.disk_has(&needle), "{needle}");
+        let named = |path: &std::path::Path| path.to_string_lossy().contains(&needle);
+        assert!(!any_path(world.root.path(), &named), "{needle}");
+    }
+}
+
+/// Whether a file or a directory below has such a path.
+fn any_path(directory: &std::path::Path, is: &dyn Fn(&std::path::Path) -> bool) -> bool {
+    std::fs::read_dir(directory).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        is(&path) || (path.is_dir() && any_path(&path, is))
+    })
+}
+
+/// The names of models as they were stored and told, of a request that asks for `asked` and a reply of `answered`.
+async fn model_names(asked: &str, answered: &str) -> (World, Vec<serde_json::Value>) {
+    let reply =
+        json!({"type": "message", "model": answered, "usage": {"input_tokens": 1, "output_tokens": 1}});
+    let reply: &'static str = reply.to_string().leak();
+    let host = ModelHost::start(Script::json(200, reply)).await;
+    let world = World::new().await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let mut setup = setup();
+    setup.model.base_url = host.url.clone();
+    world.start(setup).await;
+    let body = json!({"model": asked, "max_tokens": 1}).to_string();
+    assert_eq!(sandbox.agent(Method::POST, "/model/v1/messages", body.clone()).await.status, OK);
+    assert_eq!(host.seen()[0].body, body, "what goes to the model API is as it came");
+    let calls = world.events(&sandbox.run.id, EventKind::ModelCall).await;
+    (world, calls.into_iter().map(|call| call["model"].clone()).collect())
+}
+
+#[tokio::test]
+async fn a_model_that_is_named_like_a_secret_is_stored_without_it() {
+    let cut = "m".repeat(crate::bounds::MODEL_NAME_BYTES - 12) + TOKEN;
+    for (asked, answered, kept) in [
+        (format!("a-{TOKEN}-b"), "claude-x".to_owned(), "claude-x".to_owned()),
+        ("claude-x".to_owned(), format!("{}-b", hex::encode(TOKEN)), format!("{MARKER}-b")),
+        (cut.clone(), cut.clone(), cut.replace(TOKEN, MARKER)),
+    ] {
+        let (world, names) = model_names(&asked, &answered).await;
+        assert_eq!(names, [kept], "{asked}");
+        world.stop().await;
+        world.store.close().await.unwrap();
+        for needle in needles() {
+            assert!(!world.disk_has(&needle), "{needle}");
+        }
+        assert!(!world.disk_has(&TOKEN[..12]), "nor a part of one at the end of a name");
+    }
+}
+
+#[tokio::test]
+async fn hosts_that_are_named_like_a_secret_are_told_and_audited_without_it() {
+    const SECRET: &str = "reg-canary-5d0c1e77ab";
+    let world = World::new().await;
+    world.unlock().await;
+    let settings = [("host", "registry.example.com")];
+    world.add_credential("registry", CredentialKind::RegistryToken, &settings, value(SECRET)).await;
+    let sandbox = world.sandbox(run_spec(None)).await;
+    let outside = Outside::start(&world, "127.0.0.1:0", "").await;
+    let port = outside.address.port();
+    world.start(outside::setup(&[&format!("*.allowed.example:{port}")], &["127.0.0.1/32"])).await;
+    let denied = ask(&sandbox, &format!("CONNECT {SECRET}.denied.example:{port}"), "").await;
+    assert!(denied.contains("egress_not_allowed") && !denied.contains(SECRET), "{denied}");
+    let mut tool = tunnel(&sandbox, &format!("{SECRET}.allowed.example:{port}")).await;
+    assert_eq!(tool.say("hello").await, "hello");
+    drop(tool);
+    finish(&sandbox).await;
+    let hosts = [denials(&world, &sandbox).await, uses(&world, &sandbox).await].concat();
+    let hosts: Vec<_> = hosts.iter().map(|told| told["host"].as_str().unwrap()).collect();
+    let clean = |zone: &str| format!("{MARKER}.{zone}.example");
+    assert_eq!(hosts, [clean("denied"), clean("allowed")]);
+    let audit = world.audit().await;
+    for (action, zone, reason) in [("egress.deny", "denied", " not_allowed"), ("egress.allow", "allowed", "")]
+    {
+        let record = audit.iter().find(|record| record.0 == action).unwrap();
+        let subject = format!("{}:{port}{reason}", clean(zone));
+        assert_eq!((&record.1, &record.3), (&subject, &Some(clean(zone))), "{record:?}");
+    }
+    world.stop().await;
+    world.store.close().await.unwrap();
+    assert!(!world.disk_has(SECRET));
+    assert!(world.disk_has(&clean("allowed")), "the search finds");
 }
 
 #[tokio::test]

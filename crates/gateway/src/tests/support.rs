@@ -178,7 +178,14 @@ pub(crate) struct Sandbox {
 impl World {
     /// Action, subject, credential and host of each record of the audit log.
     pub(crate) async fn audit(&self) -> Vec<(String, String, Option<String>, Option<String>)> {
-        let records = self.store.audit_after(0).await.unwrap().into_iter();
+        let (mut records, mut after) = (Vec::new(), 0);
+        loop {
+            let page = self.store.audit_after(after).await.unwrap();
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            records.extend(page);
+        }
+        let records = records.into_iter();
         records.map(|record| (record.action, record.subject, record.credential, record.host)).collect()
     }
 

@@ -96,6 +96,10 @@ async fn pushes_and_denials_are_recorded_with_host_and_ref(fixture: Fixture) {
         (Some("denied"), Some("refs/heads/main"))
     );
     assert_eq!(told.run.as_deref(), Some(run.id.as_str()));
+    let again = json!({"what": "push", "ref": "refs/heads/main", "rule": "not_own_branch", "count": 7});
+    let event = NewEvent::new(EventKind::GatewayDenied, &again);
+    fixture.store.append_gateway_event(&run.id, event).await.unwrap();
+    assert_eq!(all(&fixture.store).await.pop().unwrap().subject, "push: not_own_branch (7 more)");
 }
 
 async fn a_credential_is_recorded_once_for_each_run_and_purpose(fixture: Fixture) {

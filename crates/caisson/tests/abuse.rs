@@ -140,6 +140,20 @@ async fn what_an_agent_starts_can_neither_speak_for_it_nor_to_it(engine: Engine)
     assert!(!events.contains("Forged.\""), "{events}");
 }
 
+/// What a run of the name came to: its tool's own error or nothing (docs/engines.md), and so the agent goes on.
+fn assert_outcome(name: &str, run: &Value) {
+    let failure = &run["failure"];
+    let is_well = (&run["status"], &run["result"]) == (&json!("succeeded"), &json!("Done."));
+    let is_as_told = match name {
+        "line" | "files" => is_well,
+        // How much memory an agent takes to be told a gigabyte is its own affair.
+        "flood" => is_well || failure["kind"] == "oom",
+        // What is left of the bomb for a moment may be in the way of what the agent starts next, and the failure says of what.
+        _ => is_well || failure["message"].as_str().is_some_and(|message| message.len() > 10),
+    };
+    assert!(is_as_told, "{name}: {run:#}");
+}
+
 async fn sandboxes_that_take_all_they_can_get_hurt_neither_the_server_nor_each_other(ground: Ground) {
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let spec = WorldSpec { scenarios: scenarios(), ..WorldSpec::on(ground) };
@@ -158,8 +172,7 @@ async fn sandboxes_that_take_all_they_can_get_hurt_neither_the_server_nor_each_o
 
     for (name, id) in &runs {
         let run = world.api.wait_end(id, WAIT).await.unwrap();
-        let failure = &run["failure"];
-        assert!(failure.is_null() || failure["message"].as_str().unwrap().len() > 10, "{name}: {run:#}");
+        assert_outcome(name, &run);
     }
     let (most_bytes, slowest) = watch.end().await;
     assert!(most_bytes > 10 * 1024 * 1024, "the server was looked at");
@@ -175,5 +188,7 @@ async fn sandboxes_that_take_all_they_can_get_hurt_neither_the_server_nor_each_o
     assert!(bytes > 200 << 20 && bytes < 300 << 20, "{bytes} bytes of the flood are kept");
     let files = events(&world, &said("files")).await;
     assert!(serde_json::to_string(&files).unwrap().contains("Too many open files"), "{files:#?}");
+    let forks = serde_json::to_string(&events(&world, &said("forks")).await).unwrap();
+    assert!(forks.contains("Resource temporarily unavailable"), "{forks}");
     world.wait_tidy().await.unwrap();
 }

@@ -120,9 +120,8 @@ async fn wrong_credentials_fail_fast_and_by_name(ground: Ground) {
         ..WorldSpec::on(ground)
     };
     let world = World::start(&parts, wrong).await.unwrap();
-    let start = std::time::Instant::now();
     assert_eq!(failure(&world, &world.run_body()).await.0, "provider_auth");
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert_eq!(world.model_calls().len(), 1, "it is not tried again");
 
     std::fs::write(world.directory.path().join("git-token"), "wrong-token").unwrap();
     let mut world = world;

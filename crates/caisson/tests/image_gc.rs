@@ -10,6 +10,8 @@ use testkit::docker::docker;
 use testkit::parts::Parts;
 use testkit::process::ServerSpec;
 
+/// How the names of this test's images begin.
+const TAG: &str = "caisson-gc-";
 /// As the build of an earlier version left it.
 const OURS: &str = "/bin/sh -c #(nop)  LABEL caisson.image=caisson-sandbox:0";
 /// What somebody made FROM one of ours.
@@ -17,7 +19,7 @@ const THEIRS: &str = "/bin/sh -c apt-get install -y cargo";
 
 /// Gives the engine an image of 2020 with a label of ours, whose last instruction is this; returns its name.
 fn load(parts: &Parts, directory: &Path, name: &str, last: &str) -> String {
-    let tag = format!("caisson-gc-{name}:{}", std::process::id());
+    let tag = format!("{TAG}{name}:{}", std::process::id());
     let mut layer = tar::Builder::new(Vec::new());
     append(&mut layer, "made-for", tag.as_bytes());
     let layer = layer.into_inner().unwrap();
@@ -53,13 +55,16 @@ fn is_there(parts: &Parts, tag: &str) -> bool {
     docker(parts, &["image", "inspect", tag]).is_ok()
 }
 
-/// What `gc` told of images.
+/// What `gc` told of the images of this test; the engine may have others.
 fn told(spec: &ServerSpec, arguments: &[&str]) -> Vec<Value> {
     let output = spec.command(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     let documents = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    documents.filter(|document| document["kind"] == "image").collect()
+    let own = format!(":{}", std::process::id());
+    let is_own = |tag: &Value| tag.as_str().is_some_and(|tag| tag.starts_with(TAG) && tag.ends_with(&own));
+    let has_own = |document: &Value| document["tags"].as_array().is_some_and(|tags| tags.iter().any(is_own));
+    documents.filter(|document| document["kind"] == "image" && has_own(document)).collect()
 }
 
 #[test]

@@ -191,7 +191,6 @@ async fn the_demo_ends_with_demo_ok(engine: Engine) {
     let Some(parts) = parts() else { return };
     let directory = tempfile::tempdir().unwrap();
     let spec = testkit::process::ServerSpec::new(&parts, directory.path(), "http://127.0.0.1:9").unwrap();
-    let start = std::time::Instant::now();
     let mut command = spec.command(&["demo", "--engine", engine.name()]);
     // A key that happens to be in the environment must not be picked up: the demo would fail on the real API's name.
     command.env("ANTHROPIC_API_KEY", "sk-ant-must-not-be-used").env_remove("CAISSON_MODEL__API_KEY");
@@ -200,7 +199,6 @@ async fn the_demo_ends_with_demo_ok(engine: Engine) {
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.lines().last().unwrap().starts_with("demo ok"), "{said}");
     assert!(said.contains("scripted"), "{said}");
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -292,8 +292,13 @@ async fn a_required_server_that_does_not_connect_fails_the_run_before_its_prompt
         .filter(|data| data["message"].as_str().unwrap().contains("\"denied.example:443\" in mcp.allow"));
     assert_eq!(told.count(), 1, "{events:#?}");
     let start = before.max(begun_ms(&run, &events));
-    let bound = SETUP_MS + (start - START_MS).max(0);
+    let bound = bound_ms(start);
     assert!(took.iter().all(|(_, took)| *took < bound), "{took:?}; {start} ms to start, and so {bound} ms");
+}
+
+/// How long a run may take to fail by a server that it requires where another one takes so long to start, in milliseconds.
+fn bound_ms(start_ms: i64) -> i64 {
+    SETUP_MS + (start_ms - START_MS).max(0)
 }
 
 /// How long a run of the workflow, which waits for no server, takes until its agent says its first line, in milliseconds.
@@ -321,8 +326,12 @@ async fn a_required_program_that_ends_fails_the_run_in_time_and_shows_what_it_wr
         "import sys; print('starting', 'notes', file=sys.stderr); sys.exit('no index for ' + '{SECRET}')"
     );
     workflow(workflows.path(), "broken", "dontAsk", &json!({"notes": python(&script, true)}));
+    let denied = json!({"notes": {"type": "http", "url": "https://denied.example/mcp", "required": false}});
+    workflow(workflows.path(), "optional", "dontAsk", &denied);
     let world = World::start(&parts, spec(ground, workflows.path(), "notes.example:1")).await.unwrap();
     store_credential(&world, "https://notes.example/team/mcp");
+    let before = start_ms(&world, "optional").await;
+    let calls = world.model_calls().len();
     let id = submit(&world, "broken").await;
     let run = world.api.wait_end(&id, END).await.unwrap();
     let failure = &run["failure"];
@@ -336,10 +345,12 @@ async fn a_required_program_that_ends_fails_the_run_in_time_and_shows_what_it_wr
     let events = world.api.events(&id).await.unwrap();
     assert_eq!(&of_kind(&events, "run.finished")[0]["failure"], failure, "it is in an event");
     assert!(!serde_json::to_string(&events).unwrap().contains(SECRET));
-    assert!(of_kind(&events, "agent.started").is_empty() && world.model_calls().is_empty());
+    assert!(of_kind(&events, "agent.started").is_empty() && world.model_calls().len() == calls);
     // From the request to the end, with the making of the sandbox and the start of the agent.
     let took = run["finished_at_ms"].as_i64().unwrap() - run["created_at_ms"].as_i64().unwrap();
-    assert!(took < SETUP_MS, "{took} ms");
+    let start = before.max(start_ms(&world, "optional").await);
+    let bound = bound_ms(start);
+    assert!(took < bound, "{took} ms; {start} ms to start, and so {bound} ms");
 }
 
 async fn an_optional_program_that_ends_after_the_agent_began_is_told_with_what_it_wrote(ground: Ground) {

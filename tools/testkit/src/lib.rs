@@ -12,6 +12,7 @@ pub mod mcp_server;
 pub mod partition;
 pub mod parts;
 pub mod piped_agent;
+mod ports;
 pub mod postgres;
 pub mod process;
 pub mod repository;

@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use crate::api::Api;
 use crate::engine::signal;
 use crate::parts::Parts;
+use crate::ports;
 
 /// How long a server may take until it is ready.
 const READY: Duration = Duration::from_secs(30);
@@ -54,7 +55,7 @@ impl ServerSpec {
     /// # Errors
     /// No port is free.
     pub fn new(parts: &Parts, state_dir: &Path, model_url: &str) -> anyhow::Result<Self> {
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let port = ports::free()?;
         let mut spec = Self {
             parts: parts.clone(),
             state_dir: state_dir.to_owned(),

@@ -250,7 +250,7 @@ impl World {
     /// Waits until neither the engine nor the state directory has anything of a sandbox any more.
     ///
     /// # Errors
-    /// Something is still there after 15 s.
+    /// Something is still there after a minute.
     pub async fn wait_tidy(&self) -> anyhow::Result<()> {
         let start = Instant::now();
         loop {
@@ -263,7 +263,7 @@ impl World {
             if left.is_empty() {
                 return Ok(());
             }
-            anyhow::ensure!(start.elapsed().as_secs() < 15, "still there: {left:?}");
+            anyhow::ensure!(start.elapsed().as_secs() < 60, "still there: {left:?}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

@@ -283,7 +283,7 @@ fn connector() -> TlsConnector {
 #[tokio::test]
 async fn callers_come_by_tls_and_one_that_does_not_end_its_handshake_is_cut() {
     let mut api = Api::with(|config| config.tls = true).await;
-    let limits = ServeLimits { head_read: Duration::from_millis(200), ..ServeLimits::default() };
+    let limits = ServeLimits { head_read: Duration::from_secs(2), ..ServeLimits::default() };
     let address = api.listen_tls(limits, server_config()).await;
     let mut silent = TcpStream::connect(address).await.unwrap();
     let mut plain = TcpStream::connect(address).await.unwrap();

@@ -1,5 +1,7 @@
 //! Attachments of runs and inputs, over HTTP.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -18,10 +20,11 @@ use futures_util::stream;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::Digest;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use crate::support::{Api, body_with};
+use crate::support::{Answer, Api, PATIENCE, body_with};
 
 /// The head of an image of 2 by 3 pixels.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x02\0\0\0\x03";
@@ -111,21 +114,37 @@ async fn a_request_of_the_bound_is_taken_and_a_longer_one_refused_on_these_route
     api.post("/v1/keys", &other).await.assert_problem(413, "body_too_large");
 }
 
+/// Begins as many large requests as have a place. They have it when this is over, and none of them ends.
+async fn in_all_places(api: &Api, body: &Value) -> Pin<Box<impl Future<Output = Vec<Answer>>>> {
+    let placed = Arc::new(Semaphore::new(0));
+    let unfinished = || {
+        let placed = Arc::clone(&placed);
+        // More than other bodies may have. What follows is asked for when it has its place, and never comes.
+        let begun = stream::iter([Ok::<_, std::io::Error>(vec![b' '; API_BODY_BYTES + 1])]);
+        let rest = stream::once(async move {
+            placed.add_permits(1);
+            std::future::pending().await
+        });
+        let mut request = api.json_request("/v1/runs", body);
+        *request.body_mut() = Body::from_stream(begun.chain(rest));
+        api.send(request)
+    };
+    let mut held = Box::pin(join_all((0..LARGE_BODIES).map(|_| unfinished())));
+    let all = u32::try_from(LARGE_BODIES).unwrap();
+    tokio::select! {
+        _ = &mut held => unreachable!("none of them ends"),
+        placed = timeout(PATIENCE, placed.acquire_many(all)) => drop(placed.expect("each gets a place").unwrap()),
+    }
+    held
+}
+
 #[tokio::test]
 async fn so_many_large_bodies_have_a_place_at_once_and_the_next_one_waits_for_one() {
     let api = Api::start().await;
     let attachments = json!([attached("f", &vec![b'x'; ATTACHMENT_BYTES])]);
     let body = body_with(&json!({ "attachments": attachments }));
-    // More than other bodies may have, and then nothing more.
-    let unfinished = || {
-        let begun = stream::iter([Ok::<_, std::io::Error>(vec![b' '; API_BODY_BYTES + 1])]);
-        let mut request = api.json_request("/v1/runs", &body);
-        *request.body_mut() = Body::from_stream(begun.chain(stream::pending()));
-        api.send(request)
-    };
-    let mut held = Box::pin(join_all((0..LARGE_BODIES).map(|_| unfinished())));
+    let held = in_all_places(&api, &body).await;
     let mut next = Box::pin(api.post("/v1/runs", &body));
-    assert!(timeout(Duration::from_millis(200), &mut held).await.is_err());
     let small = api.post("/v1/runs", &body_with(&json!({}))).await;
     assert_eq!(small.status, StatusCode::ACCEPTED, "what is not large does not wait");
     assert!(timeout(Duration::from_millis(500), &mut next).await.is_err(), "it has no place");
@@ -150,16 +169,18 @@ fn in_pieces(api: &Api, body: &Value, pause: Duration) -> http::Request<Body> {
 
 #[tokio::test]
 async fn a_large_request_has_more_time_the_more_of_it_has_come() {
-    let api = Api::with(|config| config.limits.body_read = Duration::from_millis(100)).await;
+    /// Of other requests; much longer than until a piece.
+    const BODY_READ: Duration = Duration::from_secs(1);
+    let api = Api::with(|config| config.limits.body_read = BODY_READ).await;
     let large = body_with(&json!({ "attachments": [attached("f", &vec![b'x'; ATTACHMENT_BYTES])] }));
-    let pause = Duration::from_millis(20);
+    let pause = Duration::from_millis(100);
     let begun = std::time::Instant::now();
     let created = api.send(in_pieces(&api, &large, pause)).await;
     assert_eq!(created.status, StatusCode::ACCEPTED, "{}", created.text());
-    assert!(begun.elapsed() > 4 * Duration::from_millis(100), "it took longer than others may");
+    assert!(begun.elapsed() > 2 * BODY_READ, "it took longer than others may");
     // So fast that what has come gives it next to nothing.
     let api = Api::with(|config| {
-        config.limits.body_read = Duration::from_millis(100);
+        config.limits.body_read = BODY_READ;
         config.limits.body_bytes_per_s = u32::MAX;
     })
     .await;
@@ -170,14 +191,7 @@ async fn a_large_request_has_more_time_the_more_of_it_has_come() {
 async fn a_large_request_that_gets_no_place_is_told_when_to_come_again() {
     let api = Api::with(|config| config.limits.large_body_wait = Duration::from_millis(50)).await;
     let large = body_with(&json!({ "attachments": [attached("f", &vec![b'x'; ATTACHMENT_BYTES])] }));
-    let unfinished = || {
-        let begun = stream::iter([Ok::<_, std::io::Error>(vec![b' '; API_BODY_BYTES + 1])]);
-        let mut request = api.json_request("/v1/runs", &large);
-        *request.body_mut() = Body::from_stream(begun.chain(stream::pending()));
-        api.send(request)
-    };
-    let mut held = Box::pin(join_all((0..LARGE_BODIES).map(|_| unfinished())));
-    assert!(timeout(Duration::from_millis(200), &mut held).await.is_err());
+    let held = in_all_places(&api, &large).await;
     let refused = api.post("/v1/runs", &large).await;
     refused.assert_problem(429, "large_bodies_full");
     assert_eq!(refused.header("retry-after"), "10");

@@ -107,22 +107,28 @@ async fn git_that_breaks_while_it_looks_at_a_push_shows_no_secret_of_it() {
     fs::remove_dir_all(place(BREAKS)).unwrap();
 }
 
-/// A git that tells, in the directory beside it, when two of it look at packs at once.
+/// A git that tells, in the directory beside it, when two of it look at packs at once: each waits for the other for so many
+/// hundredths of a second.
 const COUNTING_GIT: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 case " $* " in
   *" index-pack "*)
     mkdir "$here/running" 2>/dev/null || touch "$here/overlapped"
-    sleep 0.5
+    left=$(cat "$here/patience")
+    while test "$left" -gt 0 && ! test -e "$here/overlapped"; do
+      sleep 0.01
+      left=$((left - 1))
+    done
     rmdir "$here/running" 2>/dev/null
     ;;
 esac
 exec /usr/bin/git "$@"
 "#;
 
-/// Whether two pushes that come at once are looked at at once.
-async fn overlap(shorten: fn(&mut super::support::Setup)) -> bool {
+/// Whether two pushes that come at once are looked at at once, if one waits for the other so many hundredths of a second.
+async fn overlap(patience: u32, shorten: fn(&mut super::support::Setup)) -> bool {
     let place = script(COUNTS, COUNTING_GIT);
+    fs::write(place.join("patience"), patience.to_string()).unwrap();
     let scene = scene(Kind::Host, shorten, |_| {}).await;
     let new = scene.commit("twice").await;
     let pack = scene.pack(&[], &format!("{new}\n")).await;
@@ -136,12 +142,12 @@ async fn overlap(shorten: fn(&mut super::support::Setup)) -> bool {
 
 #[tokio::test]
 async fn no_more_pushes_than_their_bound_are_looked_at_at_once() {
-    let of_one = Box::pin(overlap(|setup| {
+    let of_one = Box::pin(overlap(50, |setup| {
         setup.git.git_program = place(COUNTS).join("git");
         setup.bounds.inspections = 1;
     }));
     assert!(!of_one.await, "one waits for its turn");
-    let of_two = Box::pin(overlap(|setup| {
+    let of_two = Box::pin(overlap(2_000, |setup| {
         setup.git.git_program = place(COUNTS).join("git");
         setup.bounds.inspections = 2;
     }));

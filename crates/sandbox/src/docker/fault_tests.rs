@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::fake::{FakeEngine, Reply, engine, in_state, refusal, reply, sandbox_id};
-use super::wait::WAIT_ROUND_S;
+use super::wait::{OOM_LOOK, OOM_SETTLES, WAIT_ROUND_S};
 use super::*;
 use crate::{Mounts, ResourceLimits, STOP_GRACE_S_MAX, SandboxSpec, SpecError};
 
@@ -275,6 +275,32 @@ async fn a_wait_outlasts_an_engine_that_dies_and_comes_back() {
     assert_eq!(exit.finished_at_ms, Some(1_795_341_600_000));
 }
 
+/// A container whose end is told at the third request, and with the twelfth or never that it was killed for want of memory.
+fn killed(directory: &Path, starved: bool) -> FakeEngine {
+    FakeEngine::start(directory, move |request, before| match request {
+        r if !r.ends_with("/json") => reply(200, &json!({ "StatusCode": 137 })),
+        _ if before == 0 => in_state(&running()),
+        _ => in_state(&exited(137, starved && before >= 11)),
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn want_of_memory_that_the_engine_learns_of_after_the_end_is_waited_for_a_while() {
+    let directory = directory();
+    let fake = killed(directory.path(), true);
+    let exit = engine(directory.path()).wait(&sandbox_id()).await.unwrap();
+    assert!(exit.ended_by_oom(), "{exit:?}");
+    assert_eq!(fake.requests().len(), 12, "not looked for any longer");
+    drop(fake);
+
+    let fake = killed(directory.path(), false);
+    let began = Instant::now();
+    let exit = engine(directory.path()).wait(&sandbox_id()).await.unwrap();
+    assert_eq!((exit.code, exit.oom_killed), (Some(137), false));
+    assert!((OOM_SETTLES..OOM_SETTLES + 2 * OOM_LOOK).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert!(fake.requests().len() > 12, "{:?}", fake.requests());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_wait_gives_up_on_an_engine_that_stays_away() {
     let directory = directory();
@@ -322,19 +348,6 @@ async fn a_wait_on_a_sandbox_that_was_not_started_goes_on() {
     });
     let exit = engine(directory.path()).wait(&sandbox_id()).await.unwrap();
     assert_eq!(exit.code, Some(3));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_oom_kill_that_the_engine_learns_late_is_told() {
-    let directory = directory();
-    let _fake = FakeEngine::start(directory.path(), |request, before| match (request, before) {
-        (r, 0) if r.ends_with("/json") => in_state(&running()),
-        (r, 2) if r.ends_with("/json") => in_state(&exited(137, false)),
-        (r, _) if r.ends_with("/json") => in_state(&exited(137, true)),
-        _ => reply(200, &json!({ "StatusCode": 137 })),
-    });
-    let exit = engine(directory.path()).wait(&sandbox_id()).await.unwrap();
-    assert!(exit.ended_by_oom(), "{exit:?}");
 }
 
 #[tokio::test]

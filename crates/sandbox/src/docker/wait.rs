@@ -19,8 +19,10 @@ pub const WAIT_RECONNECT_S: u64 = 120;
 pub(super) const WAIT_ROUND_S: u64 = 60;
 /// Least time between two looks at a container that has not ended.
 const PAUSE: Duration = Duration::from_millis(250);
-/// The engine learns of an OOM kill by an event of its own, which may come after that of the exit.
-const OOM_SETTLES: Duration = Duration::from_millis(200);
+/// The engine learns of an OOM kill by an event of its own, which may come after that of the exit: so long it is waited for.
+pub(super) const OOM_SETTLES: Duration = Duration::from_secs(2);
+/// Between two looks for it.
+pub(super) const OOM_LOOK: Duration = Duration::from_millis(100);
 /// Exit code of a process that SIGKILL ended.
 const KILLED: i64 = 137;
 
@@ -75,11 +77,16 @@ impl DockerEngine {
         if exit.code != Some(KILLED) || exit.oom_killed {
             return Ok(exit);
         }
-        sleep(OOM_SETTLES).await;
-        match self.look(id).await {
-            Ok(Liveness::Exited(settled)) => Ok(settled),
-            // Destroyed meanwhile, or the engine went away: what was seen stands.
-            Ok(Liveness::Created | Liveness::Running) | Err(_) => Ok(exit),
+        let seen = Instant::now();
+        while seen.elapsed() < OOM_SETTLES {
+            sleep(OOM_LOOK).await;
+            match self.look(id).await {
+                Ok(Liveness::Exited(settled)) if settled.oom_killed => return Ok(settled),
+                Ok(Liveness::Exited(_)) => {}
+                // Destroyed meanwhile, or the engine went away: what was seen stands.
+                Ok(Liveness::Created | Liveness::Running) | Err(_) => break,
+            }
         }
+        Ok(exit)
     }
 }

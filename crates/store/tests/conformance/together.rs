@@ -273,7 +273,11 @@ pub(crate) mod only_postgres {
         // One that makes a column and nothing else.
         run("alter table server drop column forgotten_at_ms".to_owned()).await;
         run("delete from _sqlx_migrations where version = 17".to_owned()).await;
-        run(format!("update server_role set seen_at_ms = seen_at_ms - {ago_ms}")).await;
+        // However long all this took.
+        run(format!(
+            "update server_role set seen_at_ms = extract(epoch from clock_timestamp()) * 1000 - {ago_ms}"
+        ))
+        .await;
         Some(database)
     }
 
@@ -286,7 +290,7 @@ pub(crate) mod only_postgres {
         let beating = async {
             loop {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                let beat = "update server_role set seen_at_ms = seen_at_ms + 1000";
+                let beat = "update server_role set seen_at_ms = extract(epoch from clock_timestamp()) * 1000";
                 database.try_execute(beat.into(), crate::database::Checks::On).await.unwrap();
             }
         };

@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use caisson_domain::id::RunId;
+use caisson_domain::queue::PRIORITY;
 use caisson_domain::run::RunStatus;
 use caisson_worker::{STARTS, TEARDOWNS};
 
 use crate::shim::Play;
 use crate::world::{World, until};
 
+/// Runs that are claimed in the order in which they are told: of what is queued within a millisecond, chance says who is first.
 async fn queue(world: &World, runs: usize) -> Vec<RunId> {
     let mut queued = Vec::new();
-    for _ in 0..runs {
-        queued.push(world.queue().await);
+    for priority in PRIORITY.rev().take(runs) {
+        queued.push(world.queue_with(|spec| spec.priority = priority).await);
     }
+    assert_eq!(queued.len(), runs, "there are as many priorities");
     queued
 }
 

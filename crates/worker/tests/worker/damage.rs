@@ -80,7 +80,7 @@ async fn a_run_that_is_damaged_while_it_works_ends_and_gives_its_slot_back() {
     let mut world = World::new().await;
     world.setup.config.slots = 1;
     world.shims.by_default(Play::Work { obeys: true });
-    let (damaged, next) = (world.queue().await, world.queue().await);
+    let (damaged, next) = (world.queue_first().await, world.queue().await);
     let server = world.boot().await;
     world.agent_works(&damaged).await;
     damage(&world, &damaged).await;

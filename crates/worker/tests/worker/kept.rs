@@ -111,7 +111,7 @@ async fn it_goes_when_its_time_is_over_and_without_time_at_once() {
 #[tokio::test]
 async fn a_run_that_was_not_well_or_whose_shim_keeps_no_agent_leaves_none() {
     let world = world(1, keep(LONG)).await;
-    let (plain, cancelled) = (world.queue().await, world.queue().await);
+    let (plain, cancelled) = (world.queue_first().await, world.queue().await);
     // Before a server that could begin them by the default.
     world.shims.of(&plain, vec![Play::Complete]);
     world.shims.of(&cancelled, vec![Play::Work { obeys: true }]);

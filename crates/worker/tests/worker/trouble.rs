@@ -291,7 +291,7 @@ async fn a_panic_ends_the_run_and_frees_its_slot() {
     let mut world = World::new().await;
     world.setup.config.slots = 1;
     world.engine.next(Call::Create, Mishap::Panic);
-    let (unlucky, lucky) = (world.queue().await, world.queue().await);
+    let (unlucky, lucky) = (world.queue_first().await, world.queue().await);
     let server = world.boot().await;
     assert_eq!(world.failed(&unlucky).await.kind, FailureKind::Internal);
     assert_eq!(world.finished(&lucky).await.status, RunStatus::Succeeded);

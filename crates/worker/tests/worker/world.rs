@@ -7,6 +7,7 @@ use std::time::Duration;
 use caisson_domain::event::{Event, EventKind};
 use caisson_domain::id::{ProjectId, RunId, SandboxId, ServerId, SessionId};
 use caisson_domain::limits::EVENT_PAGE_ITEMS;
+use caisson_domain::queue::PRIORITY;
 use caisson_domain::retention::Retention;
 use caisson_domain::run::{Failure, Resources, Run, RunSpec, RunStatus};
 use caisson_domain::workflow::Workflow;
@@ -133,6 +134,11 @@ impl World {
 
     pub(crate) async fn queue(&self) -> RunId {
         self.queue_with(|_| {}).await
+    }
+
+    /// A run that is claimed before those of [`World::queue`]: of what is queued within a millisecond, chance says who is first.
+    pub(crate) async fn queue_first(&self) -> RunId {
+        self.queue_with(|spec| spec.priority = *PRIORITY.end()).await
     }
 
     pub(crate) async fn queue_with(&self, change: impl FnOnce(&mut RunSpec)) -> RunId {

@@ -146,11 +146,15 @@ async fn a_killed_first_process_takes_the_whole_tree_along() {
     on_bench(async |bench| {
         let spec = running(
             bench,
-            "for i in 1 2 3; do setsid sh -c 'trap \"\" TERM HUP; (sleep 600 &) ; sleep 600' & done; sleep 0.2; echo ready > /workspace/ready; sleep 600",
+            "for i in 1 2 3; do setsid sh -c 'trap \"\" TERM HUP; (sleep 600 &) ; sleep 600' & done; echo ready > /workspace/ready; sleep 600",
         )
         .await;
         let first = bench.first(&spec);
-        assert!(bench.engine.usage(&spec.id).await.unwrap().pids >= 8);
+        let begun = std::time::Instant::now();
+        while bench.engine.usage(&spec.id).await.unwrap().pids < 8 {
+            assert!(begun.elapsed() < PATIENCE, "not all of the tree is there");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         kill_9(first);
         let exit = bench.engine.wait(&spec.id).await.unwrap();
         assert_eq!((exit.code, exit.oom_killed), (Some(137), false));

@@ -212,6 +212,9 @@ pub struct GitWork {
     /// The branch to which that commit was pushed, which may be gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_branch: Option<BranchName>,
+    /// Whether no agent has worked in the session: what its workspace has is nobody's work.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_first: bool,
     /// The commit that unpublished work of the session starts from in a workspace that an earlier agent has had, empty where there was no
     /// commit; none if no agent has worked in the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -113,6 +113,7 @@ fn git_work(run: &Run, files: Files, identity: &GitIdentity) -> Result<Option<Gi
         go_on: pushed,
         start: start.filter(|_| !pushed),
         start_branch: start_branch.filter(|_| !pushed),
+        is_first: since.is_none(),
         since,
         revisions: revisions(&run.spec),
         author_name: identity.name.clone(),
@@ -267,7 +268,7 @@ mod tests {
         let git = work.git.unwrap();
         assert_eq!(Some(git.branch), run.spec.branch);
         assert!(git.go_on);
-        assert_eq!(git.since.as_deref(), Some("c0ffee"));
+        assert_eq!((git.since.as_deref(), git.is_first), (Some("c0ffee"), false));
         assert_eq!((git.author_name.as_str(), git.commit_type.as_str()), ("Agent", "chore"));
         let none = run_work(delivery(a_run(run_spec(None))), &identity(), 0).unwrap();
         assert!(none.git.is_none());

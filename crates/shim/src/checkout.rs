@@ -1,12 +1,12 @@
 //! The workspace before the agent has it: a fresh clone, or the checkout that is there already.
 //!
 //! `git clone` into the empty workspace keeps the directory itself, so that an agent which was started in it meanwhile
-//! stays in it. A checkout that an agent may have worked on is never overwritten; one that a sandbox died over before is
-//! told by a mark in the home directory, and made anew.
+//! stays in it. A checkout that an agent may have worked on is never overwritten; one that no agent has come to work in is told by a mark
+//! in the home directory, or by the gateway, and made anew: what a set-up command has left in it is nobody's work.
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use caisson_domain::git::BranchName;
 use caisson_domain::protocol::paths;
@@ -22,7 +22,7 @@ use crate::renewal::{self, Renewal};
 use crate::start;
 use crate::steering::discard;
 
-/// Mark in the home directory while a fresh checkout is being made: its remains hold nobody's work.
+/// Mark in the home directory from the making of a fresh checkout until its agent has its prompt: its remains hold nobody's work.
 pub(crate) const PREPARING: &str = ".caisson-preparing";
 /// File in the repository's own directory with the commit that the unpublished work starts from.
 const BASE: &str = "caisson-base";
@@ -51,7 +51,24 @@ pub(crate) struct Checkout {
 
 /// Whether an earlier run has had the workspace: its repository is an agent's to write.
 pub(crate) fn is_used(git: &Git) -> bool {
-    !is_mark(&git.home.join(PREPARING)) && !is_empty(&git.workspace)
+    !is_unbegun(git) && !is_empty(&git.workspace)
+}
+
+/// Whether what is in the workspace is nobody's work.
+fn is_unbegun(git: &Git) -> bool {
+    git.work.is_first || is_mark(&git.home.join(PREPARING))
+}
+
+/// From here on the checkout is an agent's.
+///
+/// # Errors
+/// [`Failure`] if the mark cannot be removed: the next run would make the checkout anew.
+pub(crate) fn begun(git: &Git) -> Result<(), Failure> {
+    let preparing = git.home.join(PREPARING);
+    if !is_mark(&preparing) {
+        return Ok(());
+    }
+    fs::remove_file(&preparing).map_err(|error| unusable("has a home that cannot be written", &error))
 }
 
 /// Brings the workspace to the run's branch; one in which agents may only read, to the newest commit that it is to show.
@@ -64,7 +81,7 @@ pub(crate) fn is_used(git: &Git) -> bool {
 pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checkout, Failure> {
     let (mut note, mut was_there) = (None, false);
     let preparing = git.home.join(PREPARING);
-    if is_mark(&preparing) {
+    if is_unbegun(git) {
         empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))?;
     }
     let (base, anchor) = if is_empty(&git.workspace) {
@@ -73,7 +90,6 @@ pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checko
             .map_err(|error| unusable("has a home that cannot be written", &error))?;
         let (base, anchor) = fresh(git).await?;
         set_base(git, base.as_deref());
-        fs::remove_file(&preparing).map_err(|error| unusable("has a home that cannot be written", &error))?;
         (base, anchor)
     } else if git.is_there() {
         was_there = true;
@@ -383,9 +399,7 @@ async fn noted_base(git: &Git) -> Result<Option<String>, Failure> {
 /// Removes everything in a directory, but not the directory.
 fn empty(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let path: PathBuf = entry.path();
-        if entry.file_type()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }?;
+        discard(&entry?.path())?;
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ const REMOTE_MS: u64 = 60 * 60 * 1000;
 const STDOUT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Settings of every command. Hooks and helpers are the agent's to write, so none runs here; only HTTP leads anywhere.
-const SETTINGS: [&str; 19] = [
+const SETTINGS: [&str; 20] = [
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.askPass=",
@@ -46,6 +46,7 @@ const SETTINGS: [&str; 19] = [
     "safe.directory=*",
     "core.attributesFile=/dev/null",
     "core.alternateRefsCommand=",
+    "core.commitGraph=false",
 ];
 
 /// Everything that a git command needs to know.
@@ -121,6 +122,7 @@ impl Git {
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             // What is told and kept of commits is what they are, not what refs of the agent's put in their place.
             .env("GIT_NO_REPLACE_OBJECTS", "1")
+            .env("GIT_GRAFT_FILE", "/dev/null")
             .env("GIT_EDITOR", ":")
             .env("GIT_AUTHOR_NAME", &work.author_name)
             .env("GIT_AUTHOR_EMAIL", &work.author_email)

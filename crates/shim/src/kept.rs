@@ -64,6 +64,7 @@ fn fits(last: &RunWork, next: &RunWork) -> bool {
         last.go_on = next.go_on;
         last.start.clone_from(&next.start);
         last.start_branch.clone_from(&next.start_branch);
+        last.is_first = next.is_first;
         last.since.clone_from(&next.since);
         last.commit_subject.clone_from(&next.commit_subject);
     }

@@ -9,6 +9,7 @@ fn git(kind: &str, subject: &str) -> GitWork {
         go_on: false,
         start: None,
         start_branch: None,
+        is_first: false,
         since: None,
         revisions: std::collections::BTreeMap::new(),
         author_name: "A".to_owned(),

@@ -5,7 +5,7 @@
 use caisson_domain::git::BranchName;
 use caisson_domain::run::{Failure, FailureKind};
 
-use crate::git::{Git, is_object_name};
+use crate::git::{Git, is_object_name, text};
 
 /// Finds the commit, and fetches it where the clone does not have it.
 ///
@@ -17,7 +17,8 @@ pub(crate) async fn find(git: &Git, start: &str) -> Result<String, Failure> {
 }
 
 /// Finds the commit that unpublished work of the session starts from, in a workspace that an earlier agent has had; none where there was no
-/// commit. What that agent has noted in the workspace does not count.
+/// commit. What that agent has noted in the workspace does not count. If it has taken the commit back since, by amending what it had pushed,
+/// the work starts where the two parted.
 ///
 /// # Errors
 /// [`Failure`] for people if it is not to be had.
@@ -28,7 +29,10 @@ pub(crate) async fn since(git: &Git, since: &str) -> Result<Option<String>, Fail
     let message = format!(
         "commit {since}, which the session's work starts from, is not in the workspace any more, nor in the repository; begin a new session"
     );
-    found(git, (since, Some(&git.work.branch)), &message).await.map(Some)
+    let found = found(git, (since, Some(&git.work.branch)), &message).await?;
+    let parted = git.attempt(&["merge-base", &found, "HEAD"]).await?;
+    let parted = text(&parted);
+    Ok(Some(if is_object_name(&parted) { parted } else { found }))
 }
 
 async fn found(

@@ -12,6 +12,7 @@ use caisson_domain::run::{Failure, FailureKind, Phase, cut};
 use serde_json::Value;
 
 use crate::attachments::Prompt;
+use crate::checkout;
 use crate::commands;
 use crate::failure::{Halt, verdict};
 use crate::messages::Told;
@@ -40,6 +41,9 @@ impl Live<'_> {
             biased;
             reason = stop.told() => return Err(Halt::Stopped(reason)),
             revived = self.revive() => revived?,
+        }
+        if let Some(git) = &self.git {
+            checkout::begun(git)?;
         }
         let told = commands::told(&self.work.prompt, &self.repository);
         let prompt = Prompt::from(told).with(std::mem::take(&mut self.brought));

@@ -88,9 +88,9 @@ const WORK: &str = concat!(
      exists (select 1 from run as earlier where earlier.session_id = run.session_id and earlier.id <> run.id \
        and earlier.branch = run.branch and earlier.pushed_commit is not null) as pushed, \
      (select coalesce(earlier.pushed_commit, earlier.base_commit) from run as earlier \
-       where earlier.session_id = run.session_id \
+       where earlier.session_id = run.session_id and earlier.id <> run.id \
        and (earlier.pushed_commit is not null or earlier.base_commit is not null) \
-       order by earlier.id desc limit 1) as since \
+       order by earlier.finished_at_ms desc, earlier.id desc limit 1) as since \
      from run where sandbox_id = $1 and status = 'running' and outcome is null"
 );
 

@@ -51,7 +51,7 @@ const FILL: &[&str] = &[
      from run, generate_series(1, 5) as n",
     // What a run leaves there lies together.
     "insert into audit (chain, seq, project_id, at_ms, actor, action, subject, run_id, prev_hash, hash) \
-     select 'srv_1', n, case when n / 5 % 20 = 0 then 'default' else 'other' end, 0, \
+     select 'srv_1', n, case when n / 5 % 200 = 0 then 'default' else 'other' end, 0, \
      case when n % 1000 = 0 then 'key_0' else 'server' end, \
      case when n % 1000 = 0 then 'project.create' else 'credential.use' end, 'x', \
      'run_' || lpad(to_hex(n / 5), 32, '0'), repeat('0', 64), repeat('0', 64) from generate_series(1, 40000) as n",

@@ -402,6 +402,7 @@ pub(crate) fn git_work(prompt: &str) -> RunWork {
         go_on: false,
         start: None,
         start_branch: None,
+        is_first: false,
         since: None,
         revisions: BTreeMap::new(),
         author_name: "Caisson \"the\" Agent".to_owned(),

@@ -6,7 +6,7 @@ use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::Publish;
 
 use crate::kept::{KEEPING, next};
-use crate::sandbox::{BRANCH, Sandbox, failed, git_work};
+use crate::sandbox::{BRANCH, Sandbox, failed, git_work, run_id};
 
 /// An agent that does `left` in its first run and, in its second, says which of its home's files steer it.
 fn leaving(left: &str) -> String {
@@ -74,6 +74,15 @@ fn found(sandbox: &Sandbox) -> Vec<String> {
     sandbox.agent_log().iter().filter_map(|line| line.strip_prefix("found ").map(str::to_owned)).collect()
 }
 
+/// The commit that the run says it has started from.
+fn base(sandbox: &Sandbox) -> Option<String> {
+    let prepared = sandbox.bodies().into_iter().find_map(|body| match body {
+        JournalBody::Prepared { base_commit, .. } => Some(base_commit),
+        _ => None,
+    });
+    prepared.expect("the workspace was prepared")
+}
+
 async fn nothing_is_found(left: &str) {
     for holds in [true, false] {
         assert_eq!(found_cold(left, holds).await, (vec![], Ending::Completed), "held: {holds}");
@@ -125,16 +134,9 @@ async fn the_commit_that_work_starts_from_is_not_read_from_the_workspace() {
 write('b.txt', 'two\\n')
 commit('feat: two')
 write('.git/caisson-base', subprocess.run(['git', 'rev-parse', 'HEAD'], stdout=subprocess.PIPE).stdout.decode().strip())";
-    let base = |sandbox: &Sandbox| {
-        let mut bodies = sandbox.bodies().into_iter();
-        bodies.find_map(|body| match body {
-            JournalBody::Prepared { base_commit, .. } => Some(base_commit),
-            _ => None,
-        })
-    };
     let mut sandbox = Sandbox::with_repository(&leaving(left));
     assert_eq!(sandbox.run(first()).await.ending, Ending::Completed, "{}", sandbox.shim_log());
-    let began = base(&sandbox).unwrap().unwrap();
+    let began = base(&sandbox).unwrap();
     let told = |since: &str| {
         let mut work = next(&first(), "Two");
         work.git.as_mut().unwrap().since = Some(since.to_owned());
@@ -144,13 +146,66 @@ write('.git/caisson-base', subprocess.run(['git', 'rev-parse', 'HEAD'], stdout=s
         sandbox.begin_anew();
         let outcome = sandbox.run(told(since)).await;
         assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
-        assert_eq!(base(&sandbox), Some(expected));
+        assert_eq!(base(&sandbox), expected);
     }
     let diff = sandbox.artifact("diff.patch").unwrap();
     assert!(diff.contains("+two"), "{diff}");
     sandbox.begin_anew();
     let message = failed(&sandbox.run(told(&"c0ffee".repeat(7)[..40])).await, FailureKind::RepoUnreachable);
     assert!(message.contains("begin a new session"), "{message}");
+}
+
+/// It was the agent's to take back what it had pushed itself.
+#[tokio::test]
+async fn work_that_was_pushed_and_amended_starts_where_the_two_parted() {
+    let left = "
+write('b.txt', 'two\\n')
+commit('feat: two')
+sh('git', 'tag', 'pushed')
+write('b.txt', 'three\\n')
+sh('git', 'commit', '-q', '-a', '--amend', '-m', 'feat: three')";
+    let mut sandbox = Sandbox::with_repository(&leaving(left));
+    assert_eq!(sandbox.run(first()).await.ending, Ending::Completed, "{}", sandbox.shim_log());
+    let began = base(&sandbox).unwrap();
+    let pushed = sandbox.workspace(&["rev-parse", "pushed"]);
+    sandbox.begin_anew();
+    let mut second = next(&first(), "Two");
+    second.publish = Publish::Branch;
+    second.git.as_mut().unwrap().since = Some(pushed);
+    let outcome = sandbox.run(second).await;
+    assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, true), "{}", sandbox.shim_log());
+    assert_eq!(base(&sandbox), Some(began));
+    assert_eq!(sandbox.remote(&["show", &format!("{BRANCH}:b.txt")]), "three");
+}
+
+/// Only set-up commands have been in it: what they have left there is nobody's work, and their word for where work starts is none.
+#[tokio::test]
+async fn a_checkout_that_no_agent_has_come_to_work_in_is_made_anew() {
+    let script = "
+def prompt(uuid, text, number):
+    done(uuid)
+";
+    let set_up = "
+echo two > b.txt && git add b.txt && git commit -q -m 'feat: two' && git rev-parse HEAD > .git/caisson-base
+rm -f ~/.caisson-preparing
+test -e ~/again || { touch ~/again; exit 1; }
+";
+    for is_first in [true, false] {
+        let mut sandbox = Sandbox::with_repository(script);
+        std::fs::write(sandbox.place("seed/.caisson.yaml"), "setup: [sh, set_up.sh]\n").unwrap();
+        // The gateway knows that no agent was there, or the mark tells of it.
+        let set_up =
+            if is_first { set_up.to_owned() } else { set_up.replace("rm -f ~/.caisson-preparing", "") };
+        sandbox.seed("set_up.sh", &set_up, "build: set up");
+        let mut work = RunWork { publish: Publish::None, ..git_work("Look") };
+        work.git.as_mut().unwrap().is_first = is_first;
+        failed(&sandbox.run(work.clone()).await, FailureKind::SetupFailed);
+        sandbox.begin_anew();
+        work.run = run_id(2);
+        assert_eq!(sandbox.run(work).await.ending, Ending::Completed, "{}", sandbox.shim_log());
+        assert_eq!(base(&sandbox), Some(sandbox.remote(&["rev-parse", "main"])), "{is_first}");
+        assert!(!sandbox.place("home/.caisson-preparing").exists(), "from here on it is the agent's");
+    }
 }
 
 /// The control: git itself would have done all this.

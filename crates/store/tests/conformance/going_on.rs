@@ -213,6 +213,14 @@ async fn a_follow_up_is_told_where_unpublished_work_starts(fixture: Fixture) {
     follow(&fixture, &first.run.session).await;
     let fourth = fixture.place(fixture.claim().await, 4).await;
     assert_eq!(since(&fourth).await.as_deref(), Some("c0ffee"));
+    let order = "update run set finished_at_ms = case when pushed_commit is null then 2 else 1 end \
+                 where finished_at_ms is not null";
+    fixture.execute(order).await;
+    assert_eq!(
+        since(&fourth).await.as_deref(),
+        Some("ba5e"),
+        "of the run that ended last, whichever was made first"
+    );
 }
 
 async fn what_a_session_goes_on_with_is_its_last_runs(fixture: Fixture) {

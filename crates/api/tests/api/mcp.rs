@@ -260,6 +260,7 @@ async fn who_waits_with_a_key_that_is_revoked_meanwhile_does_not_hear_the_end() 
     let key = api.take_another_key().await;
     let (answer, ()) =
         tokio::join!(refused(&api, "result", json!({ "run": claimed.run.id, "wait_s": 50 })), async {
+            api.is_used(&key).await;
             api.revoke(&key).await;
             api.finish(&claimed).await;
         });

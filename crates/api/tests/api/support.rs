@@ -150,6 +150,17 @@ impl Api {
         key.id
     }
 
+    /// Waits until somebody has come in with the key.
+    pub(crate) async fn is_used(&self, key: &ApiKeyId) {
+        loop {
+            let keys = self.store.list_api_keys(&ProjectId::default_project()).await.unwrap();
+            if keys.iter().any(|known| known.id == *key && known.last_used_at_ms.is_some()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Revokes the key, and waits until nobody takes it for valid any more.
     pub(crate) async fn revoke(&self, key: &ApiKeyId) {
         assert!(self.store.revoke_api_key(key).await.unwrap());

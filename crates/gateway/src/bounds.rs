@@ -327,6 +327,8 @@ impl Default for PushBounds {
 /// Bounds that tests shorten.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {
+    /// Whether the kernel is asked to refuse descriptors at doors. Always, but in tests of what is done where it cannot.
+    pub(crate) refuse_descriptors: bool,
     /// How long `GET /next` and `GET /inputs` wait.
     pub(crate) long_poll: Duration,
     /// [`LOOK`].
@@ -422,6 +424,7 @@ pub(crate) struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Self {
+            refuse_descriptors: true,
             long_poll: Duration::from_millis(caisson_domain::limits::LONG_POLL_MS),
             look: LOOK,
             body_idle: BODY_IDLE,

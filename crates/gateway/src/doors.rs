@@ -12,10 +12,12 @@ use std::sync::Arc;
 use caisson_domain::id::{SandboxId, ServerId};
 use caisson_domain::protocol::places::DOOR_FILE;
 use caisson_store::{SandboxRow, StoreError, Topic};
-use tokio::net::UnixListener;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
+use crate::aside;
 use crate::bounds::RECONCILE;
 use crate::credentials;
+use crate::descriptors;
 use crate::serve;
 use crate::shared::{Door, Shared};
 
@@ -82,15 +84,11 @@ impl Doors {
             tracing::warn!(sandbox.id = %id, error = %error, "the credentials of {} could not be read, so the door of {id} stays shut; trying again", row.project);
             return;
         }
-        let listener = match bind(self.directory(&id)).await {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::warn!(sandbox.id = %id, error = %error, "the door of {id} could not be opened; trying again");
-                return;
-            }
-        };
         let door = Arc::new(Door::new(Arc::clone(&self.shared), row));
-        self.shared.tracker.spawn(serve::accept(Arc::clone(&door), listener));
+        if let Err(error) = open(&door, self.directory(&id)).await {
+            tracing::warn!(sandbox.id = %id, error = %error, "the door of {id} could not be opened; trying again");
+            return;
+        }
         tracing::info!(sandbox.id = %id, "opened the door of {id}");
         self.open.insert(id, door);
     }
@@ -100,16 +98,27 @@ impl Doors {
     }
 }
 
-async fn bind(directory: PathBuf) -> io::Result<UnixListener> {
-    let listener =
-        tokio::task::spawn_blocking(move || bind_in(&directory)).await.map_err(io::Error::other)??;
-    UnixListener::from_std(listener)
+async fn open(door: &Arc<Door>, directory: PathBuf) -> io::Result<()> {
+    let refuse = door.shared.bounds.refuse_descriptors;
+    let bound = tokio::task::spawn_blocking(move || bind_in(&directory, refuse));
+    match bound.await.map_err(io::Error::other)?? {
+        Bound { listener, refuses_descriptors: true } => serve::open(door, listener),
+        Bound { listener, refuses_descriptors: false } => aside::open(door, listener).await,
+    }
+}
+
+/// A door's socket, at which clients may wait already.
+struct Bound {
+    listener: StdListener,
+    refuses_descriptors: bool,
 }
 
 /// A socket's address holds at most 107 bytes of path, and a state directory may well be longer: the
 /// directory is opened first and named by its descriptor. Renaming at the end means that a sandbox finds
 /// either the old socket or a new one that has its mode.
-fn bind_in(directory: &Path) -> io::Result<StdListener> {
+///
+/// Descriptors are refused, if `refuse` and the kernel can, before anybody could connect.
+fn bind_in(directory: &Path, refuse: bool) -> io::Result<Bound> {
     let handle = File::open(directory)?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
     let fresh = short.join(FRESH_FILE);
@@ -117,11 +126,14 @@ fn bind_in(directory: &Path) -> io::Result<StdListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let listener = StdListener::bind(&fresh)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    let refuses_descriptors = refuse && descriptors::refuse(&socket);
+    bind(socket.as_raw_fd(), &UnixAddr::new(&fresh)?)?;
+    listen(&socket, Backlog::MAXALLOWABLE)?;
     fs::set_permissions(&fresh, Permissions::from_mode(SOCKET_MODE))?;
     fs::rename(&fresh, short.join(DOOR_FILE))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    Ok(Bound { listener: socket.into(), refuses_descriptors })
 }
 
 /// Takes the socket away; whoever removes the sandbox may have removed its directory already.
@@ -138,30 +150,45 @@ async fn unbind(directory: PathBuf) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{IoSlice, Read, Write};
     use std::os::unix::net::UnixStream;
+
+    use nix::errno::Errno;
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+    /// Who has connected already.
+    fn accepted(listener: &StdListener) -> UnixStream {
+        listener.accept().unwrap().0
+    }
+
+    fn send_descriptor(over: &UnixStream) -> nix::Result<usize> {
+        let sent = [over.as_raw_fd()];
+        let message = ControlMessage::ScmRights(&sent);
+        sendmsg::<()>(over.as_raw_fd(), &[IoSlice::new(b"x")], &[message], MsgFlags::empty(), None)
+    }
 
     #[test]
     fn a_directory_longer_than_an_address_has_its_socket_with_the_right_mode() {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("d".repeat(200));
         fs::create_dir(&directory).unwrap();
-        let listener = bind_in(&directory).unwrap();
+        let Bound { listener, .. } = bind_in(&directory, true).unwrap();
         let mode = fs::metadata(directory.join(DOOR_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, SOCKET_MODE);
         let handle = File::open(&directory).unwrap();
         let short = format!("/proc/self/fd/{}/{DOOR_FILE}", handle.as_raw_fd());
         UnixStream::connect(short).unwrap();
-        listener.accept().unwrap();
+        accepted(&listener);
     }
 
     #[test]
     fn stale_sockets_of_an_earlier_process_are_replaced() {
         let root = tempfile::tempdir().unwrap();
-        drop(bind_in(root.path()).unwrap());
+        drop(bind_in(root.path(), true).unwrap());
         fs::write(root.path().join(FRESH_FILE), "left behind").unwrap();
-        let listener = bind_in(root.path()).unwrap();
+        let Bound { listener, .. } = bind_in(root.path(), true).unwrap();
         UnixStream::connect(root.path().join(DOOR_FILE)).unwrap();
-        listener.accept().unwrap();
+        accepted(&listener);
         assert!(!root.path().join(FRESH_FILE).exists());
     }
 
@@ -169,7 +196,26 @@ mod tests {
     fn a_missing_directory_is_an_error_and_not_made() {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("missing");
-        assert_eq!(bind_in(&directory).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(bind_in(&directory, true).err().unwrap().kind(), io::ErrorKind::NotFound);
         assert!(!directory.exists());
+    }
+
+    #[test]
+    fn descriptors_are_refused_from_the_first_connection_on_if_the_kernel_can() {
+        let root = tempfile::tempdir().unwrap();
+        for asked in [true, false] {
+            let Bound { listener, refuses_descriptors } = bind_in(root.path(), asked).unwrap();
+            let mut client = UnixStream::connect(root.path().join(DOOR_FILE)).unwrap();
+            let expected = if refuses_descriptors { Err(Errno::EPERM) } else { Ok(1) };
+            assert_eq!(send_descriptor(&client), expected, "before it is accepted");
+            let mut server = accepted(&listener);
+            assert_eq!(send_descriptor(&client), expected);
+            assert!(asked || !refuses_descriptors);
+            client.write_all(b"y").unwrap();
+            drop(client);
+            let mut rest = String::new();
+            server.read_to_string(&mut rest).unwrap();
+            assert_eq!(rest, if refuses_descriptors { "y" } else { "xxy" });
+        }
     }
 }

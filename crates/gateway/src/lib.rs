@@ -8,11 +8,13 @@
 //!
 //! The gateway meets `api` and `worker` only in the store.
 
+mod aside;
 mod body;
 mod bounds;
 mod config;
 mod control;
 mod credentials;
+mod descriptors;
 mod doors;
 mod egress;
 mod first;

@@ -1,5 +1,7 @@
 //! Connections: HTTP/1.1 over the socket of one sandbox.
 
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::body::Body;
@@ -25,9 +28,30 @@ use crate::{control, egress, git, mcp, model};
 /// Wait after a failed accept (out of file descriptors, mostly), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Opens a door whose socket takes no descriptors: its connections are read here.
+pub(crate) fn open(door: &Arc<Door>, listener: StdListener) -> io::Result<()> {
+    let listener = UnixListener::from_std(listener)?;
+    let door = Arc::clone(door);
+    door.shared.tracker.clone().spawn(async move {
+        let begin = |stream, permit| {
+            let served = connection(Arc::clone(&door), stream);
+            door.shared.tracker.spawn(async move {
+                served.await;
+                drop::<OwnedSemaphorePermit>(permit);
+            });
+        };
+        accept(&door, listener, begin).await;
+    });
+    Ok(())
+}
+
 /// Takes connections until the door closes. Beyond [`crate::bounds::CONNECTIONS`] they wait in the socket's
 /// backlog.
-pub(crate) async fn accept(door: Arc<Door>, listener: UnixListener) {
+pub(crate) async fn accept(
+    door: &Door,
+    listener: UnixListener,
+    begin: impl Fn(UnixStream, OwnedSemaphorePermit),
+) {
     loop {
         let permit = tokio::select! {
             () = door.closed.cancelled() => return,
@@ -39,14 +63,7 @@ pub(crate) async fn accept(door: Arc<Door>, listener: UnixListener) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let door = Arc::clone(&door);
-                let tracker = door.shared.tracker.clone();
-                tracker.spawn(async move {
-                    connection(door, stream).await;
-                    drop(permit);
-                });
-            }
+            Ok((stream, _)) => begin(stream, permit),
             Err(error) => {
                 tracing::warn!(sandbox.id = %door.sandbox, error = %error, "a connection could not be accepted");
                 sleep(ACCEPT_PAUSE).await;

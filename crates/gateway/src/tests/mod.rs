@@ -6,6 +6,7 @@ mod control;
 mod credentials;
 mod credentials_servers;
 mod credentials_tokens;
+mod descriptors;
 mod doors;
 mod egress;
 mod egress_bounds;

@@ -82,15 +82,19 @@ fn prepare(binds: &[Shown]) -> Result<Stage, SuperviseError> {
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let stage = Stage::prepare(binds, geteuid().is_root());
     let stage = stage.map_err(system("preparing the mounts"))?;
-    limit_open_files().map_err(system("limiting open files"))?;
+    limit_processes().map_err(system("limiting what a process may take"))?;
     Ok(stage)
 }
 
-fn limit_open_files() -> io::Result<()> {
+/// Limits of this process pass to what it starts. Those for real time and higher priority may be more than nothing for the
+/// server's user, and a sandbox that had them could keep the processors from everybody else.
+fn limit_processes() -> io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let most = OPEN_FILES.min(hard);
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     setrlimit(Resource::RLIMIT_CORE, CORE_BYTES, CORE_BYTES)?;
+    setrlimit(Resource::RLIMIT_RTPRIO, 0, 0)?;
+    setrlimit(Resource::RLIMIT_NICE, 0, 0)?;
     Ok(())
 }
 

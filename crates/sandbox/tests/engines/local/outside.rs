@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use caisson_sandbox::local::LimitsBy;
 use caisson_sandbox::{Engine, EngineError, SandboxSpec, SpecError};
+use nix::sys::resource::{Resource, setrlimit};
 
 use super::bench::{Bench, on_bench};
 use crate::places::{ready, skipped, tell, written};
@@ -77,6 +78,27 @@ async fn every_process_has_no_rights_and_namespaces_of_its_own() {
             assert_eq!(line(&of(pid, "limits"), "Max core file size").split_whitespace().next(), Some("1"));
             assert_eq!(line(&of(pid, "limits"), "Max open files").split_whitespace().next(), Some("16384"));
             descriptors(pid, &spec);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nobody_gets_real_time_or_a_higher_priority_even_if_the_servers_user_may_have_them() {
+    on_bench(async |bench| {
+        // As limits.d does it for a user; who may not raise them has none to pass on.
+        for (resource, most) in [(Resource::RLIMIT_RTPRIO, 50), (Resource::RLIMIT_NICE, 30)] {
+            setrlimit(resource, most, most).ok();
+        }
+        let script = "{ chrt -f 1 echo in real time; nice -n -1 echo; } > /workspace/told 2>&1; \
+                      echo ready > /workspace/ready; sleep 600";
+        let spec = running(bench, script).await;
+        let told = written(&spec, "told");
+        assert!(told.starts_with("chrt: ") && told.contains("Operation not permitted"), "{told}");
+        assert!(told.contains("nice: cannot set niceness: Permission denied"), "{told}");
+        let limits = of(bench.first(&spec), "limits");
+        for name in ["Max realtime priority", "Max nice priority"] {
+            assert_eq!(line(&limits, name).split_whitespace().collect::<Vec<_>>(), ["0", "0"], "{name}");
         }
     })
     .await;

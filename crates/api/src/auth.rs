@@ -80,7 +80,7 @@ pub(crate) async fn require_default_project(
     caller: &Principal,
     refused: ApiError,
 ) -> Result<(), ApiError> {
-    if caller.project.as_str() == DEFAULT_PROJECT {
+    if is_of_the_default_project(caller) {
         return Ok(());
     }
     Err(note_border(app, caller, refused).await)
@@ -92,18 +92,20 @@ pub(crate) async fn require_default_project(
 /// As [`denials::Denials::record`].
 pub(crate) async fn note_border(app: &App, caller: &Principal, refused: ApiError) -> ApiError {
     denials::count(app.store(), &refused);
-    let lacking = if matches!(refused, ApiError::OperatorsOnly) {
-        denials::OPERATORS_ONLY
-    } else {
-        denials::DEFAULT_PROJECT_ONLY
-    };
-    app.access().denials.record(app.store(), caller, lacking).await;
+    if let Some(lacking) = denials::reason(&refused) {
+        app.access().denials.record(app.store(), caller, lacking).await;
+    }
     refused
 }
 
 /// Whether it is a key of the operators: of the default project, with the scope `admin`.
 pub(crate) fn is_operator(caller: &Principal) -> bool {
-    caller.project.as_str() == DEFAULT_PROJECT && caller.may(Scope::Admin)
+    is_of_the_default_project(caller) && caller.may(Scope::Admin)
+}
+
+/// Whether the key is of the default project.
+pub(crate) fn is_of_the_default_project(caller: &Principal) -> bool {
+    caller.project.as_str() == DEFAULT_PROJECT
 }
 
 /// Whether the request came with a key of the operators, where none is needed and none is refused. It does not count as a request of

@@ -68,13 +68,15 @@ impl Denials {
     }
 }
 
-/// What a key of another project is refused for that asks for what is the operators' alone.
-pub(crate) const OPERATORS_ONLY: &str = "operators_only";
-/// What one is refused for that asks for what keys of the default project alone see.
-pub(crate) const DEFAULT_PROJECT_ONLY: &str = "default_project_only";
-
 /// Counts who was not let in, by why. Who sends no key, or has used up a limit, guesses nothing.
 pub(crate) fn count(store: &Store, refused: &ApiError) {
+    if let Some(reason) = reason(refused) {
+        store.meters().add(&API_REFUSED, vec![("reason", reason.to_owned())], 1);
+    }
+}
+
+/// Why somebody was not let in; none if that is not what it says.
+pub(crate) fn reason(refused: &ApiError) -> Option<&'static str> {
     let reason = if matches!(refused, ApiError::KeyRefused) {
         "key_refused"
     } else if matches!(refused, ApiError::FailedTooOften { .. }) {
@@ -82,16 +84,18 @@ pub(crate) fn count(store: &Store, refused: &ApiError) {
     } else if matches!(refused, ApiError::ScopeMissing(_)) {
         "scope_missing"
     } else if matches!(refused, ApiError::OperatorsOnly) {
-        OPERATORS_ONLY
+        // What is the operators' alone.
+        "operators_only"
     } else if matches!(
         refused,
         ApiError::DefaultProjectOnly | ApiError::ServersOfDefaultProject | ApiError::UsageOfOthers
     ) {
-        DEFAULT_PROJECT_ONLY
+        // What keys of the default project alone see.
+        "default_project_only"
     } else {
-        return;
+        return None;
     };
-    store.meters().add(&API_REFUSED, vec![("reason", reason.to_owned())], 1);
+    Some(reason)
 }
 
 #[cfg(test)]

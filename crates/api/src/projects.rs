@@ -4,9 +4,9 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use caisson_domain::id::{DEFAULT_PROJECT, ProjectId};
+use caisson_domain::id::ProjectId;
 use caisson_domain::limits::PROJECTS;
-use caisson_domain::principal::{Principal, Scope};
+use caisson_domain::principal::Scope;
 use caisson_store::{Actor, CreateProject as Made, NewApiKey, Project};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -151,7 +151,7 @@ pub(crate) async fn list_projects(
 ) -> Result<Json<ProjectPage>, ApiError> {
     let page = PageQuery::<ProjectId>::take(&mut params);
     params.finish()?;
-    let found = if is_of_the_default_project(&caller) {
+    let found = if auth::is_of_the_default_project(&caller) {
         // One more than wanted tells whether there is a next page.
         app.store().list_projects(page.after.as_ref(), page.limit + 1).await?
     } else {
@@ -165,8 +165,4 @@ pub(crate) async fn list_projects(
         found.into_iter().take(page.limit as usize).map(ProjectView::from).collect();
     let next_cursor = items.last().filter(|_| more).map(|project| encode(project.id.as_str()));
     Ok(Json(ProjectPage { items, next_cursor }))
-}
-
-fn is_of_the_default_project(caller: &Principal) -> bool {
-    caller.project.as_str() == DEFAULT_PROJECT
 }

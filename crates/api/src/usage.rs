@@ -6,8 +6,8 @@ use std::str::FromStr;
 use axum::Json;
 use axum::extract::State;
 use caisson_domain::budget::{DAY_MS, date_of};
-use caisson_domain::id::{DEFAULT_PROJECT, ProjectId, RunId, SessionId};
-use caisson_domain::principal::{Principal, Scope};
+use caisson_domain::id::{ProjectId, RunId, SessionId};
+use caisson_domain::principal::Principal;
 use caisson_domain::usage::{USAGE_REPORT_DAYS, USAGE_REPORT_DAYS_DEFAULT, UsageBy};
 use caisson_store::{UsageFilter, UsageGroup};
 use serde::{Deserialize, Serialize};
@@ -177,7 +177,7 @@ async fn project(app: &App, caller: &Principal, whose: Option<Whose>) -> Result<
         Some(Whose::Project(name)) => Some(name),
         Some(Whose::All) => None,
     };
-    if caller.project.as_str() != DEFAULT_PROJECT || !caller.may(Scope::Admin) {
+    if !auth::is_operator(caller) {
         return Err(auth::note_border(app, caller, ApiError::UsageOfOthers).await);
     }
     let Some(name) = name else { return Ok(None) };

@@ -29,10 +29,21 @@ pub(crate) async fn since(git: &Git, since: &str) -> Result<Option<String>, Fail
     let message = format!(
         "commit {since}, which the session's work starts from, is not in the workspace any more, nor in the repository; begin a new session"
     );
+    // Nearly always it is there, and all is said by one command.
+    if let Some(parted) = parting(git, since).await? {
+        return Ok(Some(parted));
+    }
     let found = found(git, (since, Some(&git.work.branch)), &message).await?;
-    let parted = git.attempt(&["merge-base", &found, "HEAD"]).await?;
-    let parted = text(&parted);
-    Ok(Some(if is_object_name(&parted) { parted } else { found }))
+    Ok(Some(parting(git, &found).await?.unwrap_or(found)))
+}
+
+/// Where `HEAD` parted from a commit; none if that is not there, or has no history with it.
+async fn parting(git: &Git, commit: &str) -> Result<Option<String>, Failure> {
+    if !is_object_name(commit) {
+        return Ok(None);
+    }
+    let output = git.attempt(&["merge-base", commit, "HEAD"]).await?;
+    Ok(Some(text(&output)).filter(|parted| is_object_name(parted)))
 }
 
 async fn found(

@@ -1,6 +1,7 @@
 //! The OpenAPI document and the routes are one list.
 
 use std::collections::BTreeSet;
+use std::slice;
 
 use axum::body::Body;
 use http::{Method, Request, StatusCode};
@@ -129,6 +130,40 @@ async fn every_documented_operation_has_its_own_id_and_tells_its_refusals() {
             }
         }
     }
+}
+
+/// A cursor is opaque: no schema says which texts are one, so the fuzzer is told which operations refuse one that is of the right
+/// shape.
+#[test]
+fn the_fuzzer_knows_every_operation_that_takes_a_cursor() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/api/schemathesis.toml");
+    let settings: toml::Value = toml::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let ids = |group: &toml::Value| {
+        let named = &group["include-operation-id"];
+        let named = named.as_array().map_or(slice::from_ref(named), Vec::as_slice);
+        named.iter().map(|id| id.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let refuses = |group: &&toml::Value| {
+        let check = group.get("checks").and_then(|checks| checks.get("positive_data_acceptance"));
+        let codes = check.and_then(|check| check["expected-statuses"].as_array());
+        codes.is_some_and(|codes| codes.contains(&400.into()))
+    };
+    let known: BTreeSet<String> =
+        settings["operations"].as_array().unwrap().iter().filter(refuses).flat_map(ids).collect();
+    let document = document();
+    let items = document["paths"].as_object().unwrap().values();
+    let takes_one = |operation: &&Value| {
+        operation["parameters"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|parameter| parameter["name"] == "cursor"))
+    };
+    let taking: BTreeSet<String> = items
+        .flat_map(|item| item.as_object().unwrap().values())
+        .filter(takes_one)
+        .map(|operation| operation["operationId"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(taking.len() >= 9, "{taking:?}");
+    assert!(taking.is_subset(&known), "{:?}", taking.difference(&known));
 }
 
 #[tokio::test]

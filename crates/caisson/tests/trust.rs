@@ -60,6 +60,10 @@ fn steer(seed: &Path, word: &str) {
     std::fs::write(seed.join(".claude/settings.json"), settings.to_string()).unwrap();
     let mcp = json!({"mcpServers": {"m": {"command": "touch", "args": [format!("served-by-{word}")]}}});
     std::fs::write(seed.join(".mcp.json"), mcp.to_string()).unwrap();
+    if word == "head" {
+        // Its change to the instructions would not be shown.
+        std::fs::write(seed.join(".gitattributes"), "CLAUDE.md -diff\n").unwrap();
+    }
     run_git(seed, &["add", "-A"]).unwrap();
     run_git(seed, &["commit", "-q", "-m", "docs: steer"]).unwrap();
 }
@@ -106,7 +110,10 @@ async fn a_branch_from_outside_steers_nothing_and_the_default_branch_does_where_
         assert_eq!(there.contains("served-by-base"), settings, "{there}");
         let told = steered(&events);
         assert_eq!((&told["settings"], &told["anchor"]), (&json!(settings), &Value::Null));
-        assert_eq!(told["replaced"], json!([".claude/settings.json", ".mcp.json", "CLAUDE.md"]));
+        assert_eq!(
+            told["replaced"],
+            json!([".claude/settings.json", ".gitattributes", ".mcp.json", "CLAUDE.md"])
+        );
         assert_eq!(told["commit"], run_git(&world.bare, &["rev-parse", "main"]).unwrap());
         // Whoever asks for a run cannot make the branch trusted.
         body["anchor"] = json!(HEAD);

@@ -1,5 +1,4 @@
-//! The anchor in the checkout: its commit, and its attributes instead of those of what is checked out. Where an agent has had the
-//! checkout, what steers the next one is read from a repository apart.
+//! The anchor in the checkout. Where an agent has had the checkout, what steers the next one is read from a repository apart.
 
 use std::fs;
 use std::io;
@@ -20,8 +19,6 @@ const KEPT: &str = "refs/caisson/anchor";
 const APART: &str = "repository";
 /// Larger files are left at the git host until one is asked for: nothing that large steers.
 const FILTER: &str = "--filter=blob:limit=1m";
-/// Git's setting for a tree whose attributes count; git before 2.43 does not know it.
-const TREE: &str = "attr.tree";
 
 /// Keeps `HEAD` as the anchor's commit, where it is that one; git refuses where there is none.
 ///
@@ -133,21 +130,4 @@ fn unusable(what: &str, error: &io::Error) -> Failure {
     let message =
         format!("the repository with the branch that steers the agent cannot be {what} in its home");
     Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
-}
-
-/// Lets the anchor's attributes count where `commit` has others: they decide what a file is checked out as, and what of a
-/// change is shown.
-///
-/// # Errors
-/// [`Failure`] if git fails.
-pub(crate) async fn give_attributes(git: &Git, anchor: Option<&str>, commit: &str) -> Result<(), Failure> {
-    if let Some(anchor) = anchor {
-        let files = ":(glob)**/.gitattributes";
-        let compared = git.attempt(&["diff-tree", "-r", "--quiet", anchor, commit, "--", files]).await?;
-        if !compared.exit.success() {
-            return git.run(&["config", TREE, anchor]).await.map(drop);
-        }
-    }
-    // Usually it is not set.
-    git.attempt(&["config", "--unset-all", TREE]).await.map(drop)
 }

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use caisson_domain::git::BranchName;
 use caisson_domain::protocol::paths;
@@ -20,7 +20,7 @@ use crate::plain_file;
 use crate::process::Output;
 use crate::renewal::{self, Renewal};
 use crate::start;
-use crate::steering::discard;
+use crate::steering::{attributes, discard};
 
 /// Mark in the home directory from the making of a fresh checkout until its agent has its prompt: its remains hold nobody's work.
 pub(crate) const PREPARING: &str = ".caisson-preparing";
@@ -30,9 +30,6 @@ const BASE: &str = "caisson-base";
 const BASE_BYTES: u64 = 64;
 /// Locks that a killed git leaves behind. Nothing else runs in the sandbox while the workspace is prepared.
 const LOCKS: [&str; 4] = ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock"];
-
-/// Attributes of this repository alone.
-const ATTRIBUTES: &str = "info/attributes";
 
 /// The workspace as the agent gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +79,7 @@ pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checko
     let (mut note, mut was_there) = (None, false);
     let preparing = git.home.join(PREPARING);
     if is_unbegun(git) {
-        empty(&git.workspace).map_err(|error| unusable("cannot be emptied", &error))?;
+        emptied(git.workspace.clone()).await?;
     }
     let (base, anchor) = if is_empty(&git.workspace) {
         discard(&preparing)
@@ -120,14 +117,12 @@ pub(crate) async fn again(
     access: WorkspaceAccess,
 ) -> Result<Checkout, Failure> {
     unlock(git);
-    forget_attributes(git);
+    attributes::forget(git);
     // One after the other they would take a third of a follow-up's time.
     tokio::try_join!(git.learn_drivers(), set_author(git))?;
     to_branch(git).await?;
-    let (noted, ()) = tokio::try_join!(
-        known_base(git, access),
-        anchor::give_attributes(git, before.anchor.as_deref(), "HEAD")
-    )?;
+    let (noted, ()) =
+        tokio::try_join!(known_base(git, access), attributes::give(git, before.anchor.as_deref(), "HEAD"))?;
     let Renewal { base, note } = renewal::renew(git, before.anchor.as_deref(), access).await?;
     Ok(Checkout { base: base.or(noted), note, ..before.clone() })
 }
@@ -183,7 +178,7 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
         return Ok((without_commits(git).await?, None));
     };
     let anchor = anchor::fetch(git).await?;
-    anchor::give_attributes(git, anchor.as_deref(), "HEAD").await?;
+    attributes::give(git, anchor.as_deref(), "HEAD").await?;
     if work.base.as_ref() == Some(&work.branch) && start.is_none() {
         git.run(&["checkout", "--quiet", work.branch.as_str(), "--"]).await?;
     } else {
@@ -296,7 +291,7 @@ pub(crate) fn missing_branch(base: &BranchName) -> Failure {
 /// with, and once more apart, for what steers.
 async fn existing(git: &Git, access: WorkspaceAccess) -> Result<Commits, Failure> {
     unlock(git);
-    forget_attributes(git);
+    attributes::forget(git);
     git.learn_drivers().await?;
     let mut anchor = anchor::fetch(git).await?;
     let local = async {
@@ -315,7 +310,7 @@ async fn existing(git: &Git, access: WorkspaceAccess) -> Result<Commits, Failure
              agent has changed the workspace's repository; try again, or begin a new session",
         ));
     }
-    anchor::give_attributes(git, anchor.as_deref(), "HEAD").await?;
+    attributes::give(git, anchor.as_deref(), "HEAD").await?;
     Ok((known_base(git, access).await?, anchor))
 }
 
@@ -358,12 +353,6 @@ async fn to_branch(git: &Git) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Removes attributes that are in no commit and count more than those of any.
-fn forget_attributes(git: &Git) {
-    // Usually there are none.
-    let _absent = fs::remove_file(git.file(ATTRIBUTES));
-}
-
 /// Removes the locks of a git that was killed.
 pub(crate) fn unlock(git: &Git) {
     let branch_lock = format!("{}.lock", git.work.branch.full_ref());
@@ -394,6 +383,12 @@ async fn noted_base(git: &Git) -> Result<Option<String>, Failure> {
         Some(_) | None => {}
     }
     git.resolve("HEAD").await
+}
+
+/// As [`empty`], while a stop is heard: a set-up command may have left very many files.
+async fn emptied(workspace: PathBuf) -> Result<(), Failure> {
+    let emptied = tokio::task::spawn_blocking(move || empty(&workspace)).await;
+    emptied.map_err(io::Error::other).flatten().map_err(|error| unusable("cannot be emptied", &error))
 }
 
 /// Removes everything in a directory, but not the directory.

@@ -26,7 +26,7 @@ const REMOTE_MS: u64 = 60 * 60 * 1000;
 const STDOUT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Settings of every command. Hooks and helpers are the agent's to write, so none runs here; only HTTP leads anywhere.
-const SETTINGS: [&str; 20] = [
+const SETTINGS: [&str; 21] = [
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "core.askPass=",
@@ -47,6 +47,8 @@ const SETTINGS: [&str; 20] = [
     "core.attributesFile=/dev/null",
     "core.alternateRefsCommand=",
     "core.commitGraph=false",
+    // What to do about a rebase that is given up is no part of what went wrong.
+    "advice.mergeConflict=false",
 ];
 
 /// Everything that a git command needs to know.
@@ -122,7 +124,8 @@ impl Git {
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             // What is told and kept of commits is what they are, not what refs of the agent's put in their place.
             .env("GIT_NO_REPLACE_OBJECTS", "1")
-            .env("GIT_GRAFT_FILE", "/dev/null")
+            // A file that is there, though it is empty, has git print a warning with every command.
+            .env("GIT_GRAFT_FILE", "/dev/null/none")
             .env("GIT_EDITOR", ":")
             .env("GIT_AUTHOR_NAME", &work.author_name)
             .env("GIT_AUTHOR_EMAIL", &work.author_email)

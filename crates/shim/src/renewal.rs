@@ -5,9 +5,9 @@ use caisson_domain::git::BranchName;
 use caisson_domain::run::{Failure, FailureKind};
 use caisson_domain::workflow::WorkspaceAccess;
 
-use crate::anchor;
 use crate::checkout::set_base;
 use crate::git::Git;
+use crate::steering::attributes;
 
 /// Where the newest commit is kept.
 const KEPT: &str = "refs/caisson/newest";
@@ -54,7 +54,7 @@ pub(crate) async fn renew(
         return Err(git.refusal(FailureKind::RepoUnreachable, &message, &output));
     }
     let Some(newest) = git.resolve(KEPT).await? else { return Ok(Renewal::default()) };
-    anchor::give_attributes(git, anchor, &newest).await?;
+    attributes::give(git, anchor, &newest).await?;
     git.run(&["reset", "--quiet", "--hard", &newest]).await?;
     if before.as_deref() == Some(newest.as_str()) {
         return Ok(Renewal { base: Some(newest), note: None });

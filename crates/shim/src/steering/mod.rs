@@ -6,6 +6,7 @@
 
 mod agent_home;
 mod anchor;
+pub(crate) mod attributes;
 mod given;
 mod imports;
 mod instructions;

@@ -335,6 +335,8 @@ async fn a_conflict_names_its_files_and_the_work_is_saved() {
     let outcome = sandbox.run(git_work("Fix it")).await;
     let message = failed(&outcome, FailureKind::Conflict);
     assert!(message.contains("a.txt"), "{message}");
+    let evidence = crate::sandbox::failure(&outcome).evidence.unwrap();
+    assert!(evidence.starts_with("error: could not apply") && !evidence.contains("hint:"), "{evidence}");
     assert!(!outcome.pushed);
     assert_eq!(outcome.head, Some(sandbox.workspace(&["rev-parse", "HEAD"])));
     assert_eq!(pushed_messages(&sandbox), "docs: somebody else");

@@ -136,10 +136,14 @@ def prompt(uuid, text, number):
     while True:
         heard()
 ";
-    for (prompt, word) in [("agent", "the agent gave no sign of life"), ("tool", "a tool of the agent")] {
+    let (short, long) = (300, 600_000);
+    for (prompt, word, silence, tool) in [
+        ("agent", "the agent gave no sign of life", short, long),
+        ("tool", "a tool of the agent", long, short),
+    ] {
         let mut sandbox = Sandbox::with_agent(silent);
-        sandbox.set("silence_ms", 300);
-        sandbox.set("tool_ms", 600);
+        sandbox.set("silence_ms", silence);
+        sandbox.set("tool_ms", tool);
         let message = failed(&sandbox.run(plain_work(prompt)).await, FailureKind::AgentHung);
         assert!(message.starts_with(word), "{message}");
     }

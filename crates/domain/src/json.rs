@@ -1,4 +1,8 @@
-//! How much is in a JSON text, without reading it.
+//! How much is in a JSON text, without reading it, and whether every reader can read it.
+
+mod strict;
+
+pub use strict::is_read_by_all;
 
 /// Most values of a JSON text that is read as a tree: each may take some 700 bytes of memory, however short it is written, so a text
 /// of so many takes about 14 MB beside its length. More than any field holds within its own bound, such as a schema of

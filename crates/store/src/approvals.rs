@@ -8,7 +8,7 @@ use caisson_domain::approval::{
 };
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::{ApiKeyId, ApprovalId, ProjectId, RunId};
-use caisson_domain::json::{JSON_DEPTH, depth};
+use caisson_domain::json::{JSON_DEPTH, depth, is_read_by_all};
 use caisson_domain::protocol::InputBody;
 use caisson_domain::run::{Run, RunStatus};
 use serde::Deserialize;
@@ -407,14 +407,15 @@ fn read(row: &Row) -> Result<Approval, StoreError> {
 }
 
 impl Approval {
-    /// What the agent wants to give to the tool, as JSON; if it was cut, or lies deeper than [`JSON_DEPTH`], its text.
+    /// What the agent wants to give to the tool, as JSON; if it was cut, lies deeper than [`JSON_DEPTH`] or is not
+    /// [read by all](is_read_by_all), its text.
     ///
     /// # Panics
     /// Never: a text is JSON.
     #[must_use]
     pub fn input(&self) -> Box<RawValue> {
         let NewApproval { input, cut_bytes, .. } = &self.asked;
-        let is_whole = *cut_bytes == 0 && depth(input.as_bytes()) <= JSON_DEPTH;
+        let is_whole = *cut_bytes == 0 && depth(input.as_bytes()) <= JSON_DEPTH && is_read_by_all(input);
         let whole = is_whole.then(|| RawValue::from_string(input.clone()).ok()).flatten();
         whole.unwrap_or_else(|| to_raw_value(input).expect("a text can be written as JSON"))
     }

@@ -8,7 +8,8 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// Whether a reader who takes every value as what it is can read the text: its numbers are in range, its texts have no lone
 /// surrogates, and it lies no deeper than `serde_json` reads (127 levels).
-pub(super) fn is_read_by_all(json: &str) -> bool {
+#[must_use]
+pub fn is_read_by_all(json: &str) -> bool {
     serde_json::from_str::<Read>(json).is_ok()
 }
 

@@ -9,7 +9,6 @@ pub(crate) mod fuzz;
 mod journal;
 mod record;
 mod redaction;
-mod strict;
 mod transcript;
 
 use std::future::Future;

@@ -5,6 +5,7 @@ use caisson_domain::check_result::{CHECK_RESULTS, CheckResult};
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::id::RunId;
 use caisson_domain::image::{IMAGE_BYTES, ImageWish};
+use caisson_domain::json::is_read_by_all;
 use caisson_domain::limits::{JOURNAL_LINE_BYTES, RESULT_TEXT_BYTES};
 use caisson_domain::protocol::{Ending, JournalBody, JournalRecord, NoteLevel, Outcome};
 use caisson_domain::redact::Redactor;
@@ -16,7 +17,6 @@ use serde_json::{Value, json};
 
 use super::asking;
 use super::redaction::Cleaner;
-use super::strict::is_read_by_all;
 use crate::bounds::{EXCERPT_BYTES, JOURNAL_BATCH_LINES, JOURNAL_NOTES, NOTE_BYTES};
 
 /// A batch as read.

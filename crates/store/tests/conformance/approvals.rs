@@ -25,7 +25,7 @@ conformance! {
     what_waits_is_not_replaced_by_another_request_of_its_name,
     another_project_answers_nothing,
     a_list_of_long_approvals_ends_at_its_bytes_and_goes_on_behind_them,
-    what_is_asked_too_deep_for_readers_is_a_text,
+    what_is_asked_that_readers_cannot_read_is_a_text,
 }
 
 async fn key(fixture: &Fixture) -> ApiKeyId {
@@ -305,15 +305,18 @@ async fn a_list_of_long_approvals_ends_at_its_bytes_and_goes_on_behind_them(fixt
     assert_eq!((none.items.len(), none.more), (0, false));
 }
 
-async fn what_is_asked_too_deep_for_readers_is_a_text(fixture: Fixture) {
+async fn what_is_asked_that_readers_cannot_read_is_a_text(fixture: Fixture) {
     let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
-    for depth in [JSON_DEPTH, JSON_DEPTH + 1] {
-        let input = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        let (request, tool) = (depth.to_string(), "Write".to_owned());
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    let asked =
+        [nested(JSON_DEPTH), nested(JSON_DEPTH + 1), r#"{"a":1e999}"#.to_owned(), r#"["\ud800"]"#.to_owned()];
+    for (number, input) in asked.into_iter().enumerate() {
+        let (request, tool) = (number.to_string(), "Write".to_owned());
         let new = NewApproval { request, tool, description: None, input, cut_bytes: 0 };
         fixture.journal(&placed, JournalEffect::Asked(new)).await;
         fixture.clock.advance(1);
     }
     let inputs: Vec<_> = all(&fixture, &placed.run.id).await.iter().map(Approval::input).collect();
     assert!(inputs[0].get().starts_with("[[") && inputs[1].get().starts_with("\"[["), "{inputs:?}");
+    assert_eq!((inputs[2].get(), inputs[3].get()), (r#""{\"a\":1e999}""#, r#""[\"\\ud800\"]""#));
 }

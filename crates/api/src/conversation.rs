@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use crate::agent_line::AgentLine;
 use crate::attachments::{self, AttachmentView};
 use crate::auth::Reader;
-use crate::events::{READ_BYTES, READ_EVENTS};
+use crate::events::{READ_BYTES, SCANNED_EVENTS};
 use crate::extract::{Params, SessionPath, unknown_session};
 use crate::listing::{PageQuery, encode};
 use crate::problem::{ApiError, Problem};
@@ -182,7 +182,7 @@ pub(crate) async fn read(
     let prompts = Prompts { store: app.store(), project, session };
     let (mut items, mut after, mut bytes, mut looked, mut read_bytes) = (Vec::new(), after, 0, 0, 0);
     loop {
-        let missing = u32::try_from(bounds.events - looked).unwrap_or(u32::MAX).min(READ_EVENTS);
+        let missing = u32::try_from(bounds.events - looked).unwrap_or(u32::MAX).min(SCANNED_EVENTS);
         let of = EventsOf::Session(session);
         let events = app.store().listed_events(of, after, (missing, READ_BYTES)).await?;
         if events.is_empty() {

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use caisson_domain::budget::{DAY_MS, date_of};
 use caisson_domain::id::{ProjectId, RunId, SessionId};
-use caisson_domain::principal::Principal;
+use caisson_domain::principal::{Principal, Scope};
 use caisson_domain::usage::{USAGE_REPORT_DAYS, USAGE_REPORT_DAYS_DEFAULT, UsageBy};
 use caisson_store::{UsageFilter, UsageGroup};
 use serde::{Deserialize, Serialize};
@@ -177,9 +177,8 @@ async fn project(app: &App, caller: &Principal, whose: Option<Whose>) -> Result<
         Some(Whose::Project(name)) => Some(name),
         Some(Whose::All) => None,
     };
-    if !auth::is_operator(caller) {
-        return Err(auth::note_border(app, caller, ApiError::UsageOfOthers).await);
-    }
+    auth::require_default_project(app, caller, ApiError::UsageOfOthers).await?;
+    auth::require(app, caller, Scope::Admin).await?;
     let Some(name) = name else { return Ok(None) };
     let unknown = || ApiError::Unknown {
         code: "unknown_project",

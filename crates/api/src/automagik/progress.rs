@@ -9,7 +9,7 @@ use caisson_store::EventsOf;
 use serde_json::Value;
 
 use crate::agent_line::AgentLine;
-use crate::events::{READ_BYTES, READ_EVENTS};
+use crate::events::{READ_BYTES, SCANNED_EVENTS};
 use crate::problem::ApiError;
 use crate::state::App;
 
@@ -49,7 +49,7 @@ impl Progress {
         let (mut after, mut looked, mut read_bytes) = (0, 0, 0);
         while looked < EVENTS && read_bytes < EVENTS_BYTES {
             let events =
-                app.store().listed_events(EventsOf::Run(run), after, (READ_EVENTS, READ_BYTES)).await?;
+                app.store().listed_events(EventsOf::Run(run), after, (SCANNED_EVENTS, READ_BYTES)).await?;
             let Some(last) = events.last() else { break };
             after = last.seq;
             for event in &events {

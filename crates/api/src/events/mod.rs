@@ -20,7 +20,7 @@ use crate::negotiate::{EVENT_STREAM, JSON, choose};
 use crate::problem::{ApiError, Problem};
 use crate::state::App;
 use source::Source;
-pub(crate) use source::{READ_BYTES, READ_EVENTS};
+pub(crate) use source::{READ_BYTES, READ_EVENTS, SCANNED_EVENTS};
 
 pub use view::{DeltaView, EndView, EventPage, EventView};
 

@@ -7,6 +7,8 @@ use caisson_store::{EventsOf, Store, StoreError};
 
 /// Events read from the store at once.
 pub(crate) const READ_EVENTS: u32 = 16;
+/// The same for who keeps nothing of what it has read: [`READ_BYTES`] bound it alike.
+pub(crate) const SCANNED_EVENTS: u32 = 64;
 /// Bytes of details after which such a read ends; the event that reaches them is still in it. One may be a line of a megabyte,
 /// so this, and not the length of a page, is what a reader costs, also one that takes its time.
 pub(crate) const READ_BYTES: usize = 256 * 1024;

@@ -127,10 +127,11 @@ async fn a_key_sees_the_usage_of_its_project_alone_and_the_default_ones_admin_th
         (&other, "/v1/usage?project=default"),
         (&other, "/v1/usage?project=*"),
         (&other, "/v1/usage?project=nowhere"),
-        (&reader, "/v1/usage?project=other"),
-        (&reader, "/v1/usage?project=*"),
     ] {
         get_with(&api, key, path).await.assert_problem(403, "default_project_only");
+    }
+    for path in ["/v1/usage?project=other", "/v1/usage?project=*"] {
+        get_with(&api, &reader, path).await.assert_problem(403, "scope_missing");
     }
     assert_eq!(api.get("/v1/usage?project=other&by=run").await.json()["items"], json!([]));
     let all = api.get("/v1/usage?project=*&by=project").await.json();

@@ -9,18 +9,20 @@ use std::process::Stdio;
 use caisson_domain::checks::{Check, stands};
 use futures_util::future::OptionFuture;
 use nix::unistd::geteuid;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::process::{Pipes, Running, last_words, plain_git};
-use crate::bounds::{Bounds, PushBounds};
+use crate::bounds::{Bounds, PushBounds, STDERR_BYTES};
 use crate::config::{GatewayError, find_program};
 
 /// Uid and gid of nobody.
 const NOBODY: u32 = 65534;
 /// Largest file that git makes in a quarantine: the list of a pack's objects, in bytes.
 const FILE_BYTES: u64 = 256 * 1024 * 1024;
+/// Longest line of git's that is looked at as a whole, in bytes.
+const LINE_BYTES: u64 = 4096;
 /// Most output of [`Helper::run`], in bytes.
 const OUTPUT_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -102,6 +104,38 @@ impl Helper {
         finish(running, said).await.map(|()| out)
     }
 
+    /// Runs git, whose output nobody wants. Where it fails but `is_fine` says of each of its lines, without their ends, that they
+    /// are no reason for that, it did not.
+    ///
+    /// # Errors
+    /// [`HelperError`].
+    /// # Cancel safety
+    /// Dropped, it kills git.
+    pub(super) async fn run_but_for(
+        &self,
+        directory: &Path,
+        arguments: &[&str],
+        bounds: &Bounds,
+        is_fine: &(dyn Fn(&[u8]) -> bool + Sync),
+    ) -> Result<(), HelperError> {
+        let (running, Pipes { stdin, stdout, stderr }) = self.start(directory, arguments, bounds)?;
+        drop(stdin);
+        let reading = OptionFuture::from(
+            stdout
+                .map(|mut stdout| async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await }),
+        );
+        let saying = OptionFuture::from(stderr.map(|stderr| lines_but(stderr, is_fine)));
+        let all = async { tokio::join!(reading, saying) };
+        let (read, said) = timeout(bounds.push.time, all).await.map_err(|_| HelperError::Exceeded)?;
+        read.transpose()?;
+        let others = said.transpose()?.unwrap_or_default();
+        let words = last_words(others.as_slice(), bounds.push.time).await;
+        match finish(running, Some(words)).await {
+            Err(HelperError::Failed(_)) if others.is_empty() => Ok(()),
+            finished => finished,
+        }
+    }
+
     /// Starts git; its standard input is a pipe.
     ///
     /// # Errors
@@ -144,6 +178,28 @@ impl Helper {
         command.env("GIT_DIR", ".").current_dir(directory);
         command.args(arguments.iter().map(OsStr::new));
         command
+    }
+}
+
+/// The end of what git says, without the lines that are fine. One that is too long for a line is none of these.
+async fn lines_but(
+    stderr: impl AsyncRead + Unpin,
+    is_fine: &(dyn Fn(&[u8]) -> bool + Sync),
+) -> io::Result<Vec<u8>> {
+    let mut stderr = BufReader::new(stderr);
+    let (mut others, mut line, mut begins) = (Vec::new(), Vec::new(), true);
+    loop {
+        line.clear();
+        let read = (&mut stderr).take(LINE_BYTES).read_until(b'\n', &mut line).await?;
+        if read == 0 {
+            return Ok(others);
+        }
+        let ended = line.strip_suffix(b"\n");
+        if !(begins && ended.is_some_and(is_fine)) {
+            others.extend_from_slice(&line);
+            others.drain(..others.len().saturating_sub(STDERR_BYTES));
+        }
+        begins = ended.is_some();
     }
 }
 
@@ -224,6 +280,24 @@ mod tests {
         assert_eq!(done(hungry, &bounds(|_| {})).await.unwrap(), (64 << 20).to_string());
         let small = bounds(|bounds| bounds.memory_bytes = 16 << 20);
         assert_ne!(done(hungry, &small).await.unwrap_or_default(), (64 << 20).to_string());
+    }
+
+    #[tokio::test]
+    async fn lines_that_are_fine_are_passed_over_and_no_other_is() {
+        let fine = |line: &[u8]| line == b"fine";
+        let kept = async |said: &[u8]| lines_but(said, &fine).await.unwrap();
+        assert_eq!(kept(b"fine\nfine\n").await, b"");
+        assert_eq!(kept(b"fine\nbad\nfine").await, b"bad\nfine", "without its end it is cut");
+        let many = [b"bad\n".to_vec(), b"fine\n".repeat(STDERR_BYTES)].concat();
+        assert_eq!(kept(&many).await, b"bad\n");
+        let most = usize::try_from(LINE_BYTES).unwrap();
+        for (bytes, is_line) in [(most, true), (most + 1, false)] {
+            let long = [b" ".repeat(bytes - 5), b"fine\n".to_vec()].concat();
+            let any = |line: &[u8]| line.ends_with(b"fine");
+            assert_eq!(lines_but(long.as_slice(), &any).await.unwrap().is_empty(), is_line);
+        }
+        let kept = kept(&b"bad\n".repeat(STDERR_BYTES)).await;
+        assert_eq!(kept.len(), STDERR_BYTES);
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! Pushes in quarantine: nothing that must not be pushed reaches the repository, whatever it is wrapped in.
 
+use std::path::Path;
+
 use caisson_domain::credential::{CredentialKind, CredentialSecret};
 
 use super::git_host::{git, git_with};
@@ -9,6 +11,39 @@ use super::support::{GIT_TOKEN, MODEL_KEY, OK, value};
 /// Put together here, so that no scanner takes this file for a leak.
 fn token(digit: char) -> String {
     format!("ghp_{}", digit.to_string().repeat(36))
+}
+
+/// What the repository has already is in no pack of an honest push, and git looks into files of these names.
+#[tokio::test]
+async fn a_push_need_not_bring_the_attributes_and_modules_that_are_there() {
+    for kind in KINDS {
+        let seed = |seeding: &Path| {
+            let files = [
+                (".gitattributes", "* text=auto\n"),
+                ("sub/.gitattributes", "* -diff\n"),
+                (".gitmodules", "[submodule \"x\"]\n\tpath = x\n\turl = ../two.git\n"),
+            ];
+            std::fs::create_dir(seeding.join("sub")).unwrap();
+            for (path, text) in files {
+                std::fs::write(seeding.join(path), text).unwrap();
+            }
+        };
+        let scene = scene(kind, |_| {}, seed).await;
+        scene.write("sub/a", "changed\n");
+        scene.commit("change a file beside them").await;
+        scene.accepted(&[]).await;
+        // What git finds in files of these names is refused as before, however many of the others are missing.
+        let bad = "[submodule \"x\"]\n\tpath = x\n\turl = -oops\n";
+        scene.write(".gitmodules", bad);
+        for number in 0..200 {
+            scene.write(&format!("sub/{number}/a"), &format!("{number}\n"));
+            scene.write(&format!("sub/{number}/.gitattributes"), "* -diff\n");
+        }
+        scene.commit("change them").await;
+        let said = scene.refused(&[]).await.1;
+        assert!(said.contains("gitmodulesUrl"), "{said}");
+        scene.world.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ pub(crate) struct Options {
     caisson: PathBuf,
 }
 
-/// Uses every secret, hunts, and says whether nothing was found.
+/// Uses every secret, hunts, and says whether everything was hunted and nothing found.
 ///
 /// # Errors
 /// A part is missing, this is not root, a run does not succeed, or a secret was not used.
@@ -43,23 +43,34 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     ensure!(caisson.is_file(), "\"{}\" is not built; run `make canary`", caisson.display());
     let parts = Parts::require(caisson.to_str().context("the workspace's path is not UTF-8")?)?;
     let mut hunted = 0;
-    let mut found = Vec::new();
+    let (mut found, mut not_hunted) = (Vec::new(), Vec::new());
     for engine in &options.engine {
         let engine = Engine::from(*engine);
-        let Hunt { places, bytes, found: here, .. } =
-            &hunt(&parts, engine).await.with_context(|| format!("on {}", engine.name()))?;
+        let (hunt, left_out) = hunt(&parts, engine).await.with_context(|| format!("on {}", engine.name()))?;
+        let Hunt { places, bytes, found: here, .. } = &hunt;
         say(&format!("{}: looked at {places} places, {} MiB", engine.name(), bytes >> 20));
         hunted += places;
         found.extend(here.iter().map(|found| format!("FOUND on {}: {found}", engine.name())));
+        not_hunted.extend(left_out.map(|what| format!("not hunted on {}: {what}", engine.name())));
     }
-    for line in &found {
+    for line in found.iter().chain(&not_hunted) {
         say(line);
     }
-    say(&format!("canary: {hunted} hunted, {} found", found.len()));
-    Ok(found.is_empty())
+    say(&last_line(hunted, found.len(), not_hunted.len()));
+    Ok(found.is_empty() && not_hunted.is_empty())
 }
 
-async fn hunt(parts: &Parts, engine: Engine) -> anyhow::Result<Hunt> {
+/// The line that scripts look for, or of a run that is not good another one; pure.
+fn last_line(hunted: usize, found: usize, not_hunted: usize) -> String {
+    if found == 0 && not_hunted == 0 {
+        return format!("canary: {hunted} hunted, {found} found");
+    }
+    let left_out = if not_hunted > 0 { format!("{not_hunted} not hunted, ") } else { String::new() };
+    format!("canary: failed: {left_out}{found} found in {hunted} hunted")
+}
+
+/// Hunts on an engine, and says what could not be hunted on this machine.
+async fn hunt(parts: &Parts, engine: Engine) -> anyhow::Result<(Hunt, Option<&'static str>)> {
     let mut stage = Stage::open(parts, engine).await.context("the stage")?;
     let canaries = stage.canaries();
     let plain: Vec<_> = canaries.iter().map(secrets::Secret::canary).collect();
@@ -82,14 +93,26 @@ async fn hunt(parts: &Parts, engine: Engine) -> anyhow::Result<Hunt> {
         .context("the run with credentials that stand for others")?;
     stage.run_with_the_stores(&mut hunt).await.context("the run with the store's credentials")?;
     stage.hunt_afterwards(&mut hunt).await.context("the hunt after all runs")?;
-    if !stage.crash(&mut hunt).await.context("the crash of the server")? {
-        say(&format!("{}: not hunted: core files, which this machine puts elsewhere", engine.name()));
-    }
-    Ok(hunt)
+    let cores_are_seen = stage.crash(&mut hunt).await.context("the crash of the server")?;
+    let thrown_away = "cores, which this machine has of no process; /proc/sys/kernel/core_pattern says what becomes of them";
+    Ok((hunt, (!cores_are_seen).then_some(thrown_away)))
 }
 
 /// Prints for whoever reads the report.
 #[expect(clippy::print_stdout, reason = "the report is what the command is for")]
 fn say(text: &str) {
     println!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_of_a_hunt_that_is_not_good_says_what_failed_and_is_not_that_of_a_good_one() {
+        assert_eq!(last_line(40, 0, 0), "canary: 40 hunted, 0 found");
+        assert_eq!(last_line(40, 2, 0), "canary: failed: 2 found in 40 hunted");
+        assert_eq!(last_line(40, 0, 1), "canary: failed: 1 not hunted, 0 found in 40 hunted");
+        assert_eq!(last_line(40, 2, 1), "canary: failed: 1 not hunted, 2 found in 40 hunted");
+    }
 }

@@ -17,7 +17,7 @@ use testkit::parts::Parts;
 use testkit::volumes::SessionFiles;
 use testkit::world::{GIT_TOKEN, MODEL_KEY, World, WorldSpec};
 
-use super::crash;
+use super::crash::{self, Crash};
 use super::secrets::{
     FIRST_ACCESS, INSTALLATION, NEXT_ACCESS, PROXY_LOGIN, REFRESH, REGISTRY, STORED_GIT, STORED_KEY,
     STORED_MCP, STORED_REGISTRY, Secret, known,
@@ -325,11 +325,18 @@ impl Stage {
         Ok(())
     }
 
-    /// What a crash of the server leaves. Where it makes no core file it is only known why if another process does.
+    /// What a crash of the server leaves: what it printed, which is among its files, and a core. Where it leaves none, it is only
+    /// known why if another process does; then this is `true`.
     pub(super) async fn crash(&mut self, hunt: &mut Hunt) -> anyhow::Result<bool> {
-        if crash::core_of(self.world.server.id()).await?.is_some() {
-            hunt.found.insert("everything in a core file of the server".to_owned());
+        let server = &mut self.world.server;
+        let crash = Crash::of(server.id())?;
+        let ended = server.ended(crash::WAIT).await?;
+        if crash.left_core(ended)? {
+            hunt.found.insert("everything in a core of the server".to_owned());
         }
+        let printed = server.log();
+        ensure!(!printed.is_empty(), "the server has printed nothing");
+        hunt.look("what the server printed until its crash", printed.as_bytes());
         hunt.tree(self.world.state_dir(), &["master.key"]);
         crash::is_seen().await
     }

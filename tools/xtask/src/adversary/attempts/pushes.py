@@ -126,14 +126,22 @@ def other_ref(token):
     return push(here, f"HEAD:refs/for/{token}")
 
 
-def remove_another_branch():
+def remove(branch):
+    """What git sends has no pack, and goes no further for that. This has one, with nothing in it."""
     here, _ = clone()
-    return push(here, ":refs/heads/spare")
+    old = git("rev-parse", f"origin/{branch}", at=here)
+    pack = b"PACK" + struct.pack(">II", 2, 0)
+    pack += hashlib.sha1(pack).digest()
+    body = line(f"{old} {'0' * 40} refs/heads/{branch}".encode() + b"\0 report-status\n") + b"0000" + pack
+    return received(body)
 
 
-def remove_own_branch():
-    here, branch = clone()
-    return push(here, f":refs/heads/{branch}")
+def remove_another_branch(branch):
+    return remove(branch)
+
+
+def remove_own_branch(branch):
+    return remove(branch)
 
 
 def two_refs(token):

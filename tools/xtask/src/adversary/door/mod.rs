@@ -173,8 +173,7 @@ fn judge(attempt: &Attempt, told: &[(Option<Check>, &Verdict)]) -> Shown {
     let mut idle = Vec::new();
     for (standing, verdict) in told {
         let shows = match (standing, verdict) {
-            (None, Verdict::Through(_)) => true,
-            (None, Verdict::Refused { error, .. }) => attempt.past.contains(&error.as_str()),
+            (None, verdict) => verdict.is_through(),
             (Some(_), Verdict::Through(_)) => false,
             (Some(check), Verdict::Refused { error, .. }) => {
                 let wall = attempt.walls.iter().find(|wall| wall.check == *check);
@@ -225,6 +224,16 @@ mod tests {
         let other = [(None, &through), (Some(Check::OwnBranch), &one)];
         assert!(matches!(judge(two, &other), Shown::Nothing(why) if why[0].contains("own_branch alone")));
         assert!(matches!(judge(two, &[(None, &own)]), Shown::Nothing(_)));
+    }
+
+    #[test]
+    fn without_its_checks_a_control_has_to_get_through_whatever_else_refuses_it() {
+        for name in ["pushes.remove_own_branch", "pushes.remove_another_branch", "pushes.with_delta_bomb"] {
+            for error in ["pack", "file_size", "STANDS"] {
+                let refused = Verdict::Refused { error: error.to_owned(), said: String::new() };
+                assert!(matches!(judge(named(name), &[(None, &refused)]), Shown::Nothing(_)), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::super::world::{Owner, Side, bash, find, living_sibling, sibling_scena
 use super::held::Held;
 use super::ledger;
 use super::record::Record;
-use super::table::{Attempt, Becomes, Sees};
+use super::table::{Attempt, BRANCH, Becomes, SPARE, Sees};
 
 /// How long a run may take until its agent waits for the attempts' arguments.
 const READY: Duration = Duration::from_mins(2);
@@ -31,9 +31,6 @@ const READY: Duration = Duration::from_mins(2);
 const WAIT: Duration = Duration::from_mins(6);
 /// How long a word may take into another run's record.
 const SEEN: Duration = Duration::from_secs(2);
-/// The branch of the run, on which others have worked, and one that has nothing to do with it.
-const BRANCH: &str = "team/work";
-const SPARE: &str = "spare";
 /// The workflow of the run.
 const OWN_WORKFLOW: &str = "door";
 /// Name of the scenario.
@@ -119,6 +116,7 @@ impl Stage<'_> {
         let verdict = match attempt.sees {
             Sees::Told => said,
             Sees::Heard => said.heard(&self.surroundings.witness, token),
+            Sees::Removes(branch) => scene.removed(branch, said)?,
             Sees::Records => {
                 tokio::time::sleep(SEEN).await;
                 record.told(world, token, said).await?
@@ -279,6 +277,8 @@ impl Stage<'_> {
             ("metadata6", format!("[fd00:ec2::254]:{port6}")),
             ("metadata_name", format!("metadata.example:{port}")),
             ("metadata6_name", format!("metadata6.example:{port6}")),
+            ("own_branch", BRANCH.to_owned()),
+            ("spare", SPARE.to_owned()),
             ("claimed_usd", CLAIMED_USD.to_string()),
             ("host_service", format!("127.0.0.2:{port}")),
             ("other_repository", world.host.url("sibling.git")),
@@ -311,6 +311,11 @@ impl Scene {
     /// The run's repository.
     fn bare(&self) -> anyhow::Result<PathBuf> {
         Ok(self.world.bare.parent().context("the repository has a directory")?.join("door.git"))
+    }
+
+    /// What came of an attempt to remove a branch, which the attempt takes for through when it is answered so.
+    fn removed(&self, branch: &str, said: Verdict) -> anyhow::Result<Verdict> {
+        Ok(without(&refs(&self.bare()?)?, branch, said))
     }
 
     /// Waits until every attempt has told.
@@ -409,6 +414,15 @@ fn refs(bare: &Path) -> anyhow::Result<Vec<String>> {
     Ok(text.lines().map(str::to_owned).collect())
 }
 
+/// What came of an attempt to remove a branch of a repository with these refs; pure.
+fn without(refs: &[String], branch: &str, said: Verdict) -> Verdict {
+    let begin = format!("refs/heads/{branch} ");
+    if refs.iter().any(|line| line.starts_with(&begin)) {
+        return said.unless_seen("STANDS");
+    }
+    Verdict::Through(format!("{branch} is gone from the git host"))
+}
+
 /// The workspace of the run whose agent waits for its arguments.
 async fn ready(world: &World) -> anyhow::Result<PathBuf> {
     let start = Instant::now();
@@ -452,4 +466,22 @@ fn arguments(attempts: &[&Attempt], label: &str, here: &HashMap<&'static str, St
         (attempt.name.to_owned(), json!(words))
     });
     Value::Object(all.collect()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_branch_is_removed_when_the_git_host_no_longer_has_it_whatever_the_attempt_says() {
+        let refused = Verdict::Refused { error: "no_delete".to_owned(), said: String::new() };
+        let through = Verdict::Through("the push was taken".to_owned());
+        let refs = ["refs/heads/spare2 1".to_owned(), "refs/heads/team/work 2".to_owned()];
+        for said in [&refused, &through] {
+            assert!(without(&refs, SPARE, said.clone()).is_through());
+        }
+        assert_eq!(without(&refs, BRANCH, refused.clone()), refused);
+        let stands = without(&refs, BRANCH, through);
+        assert!(matches!(&stands, Verdict::Refused { error, .. } if error == "STANDS"), "{stands:?}");
+    }
 }

@@ -2,6 +2,10 @@
 
 use caisson_domain::checks::Check;
 
+/// The branch of the run, on which others have worked, and one that has nothing to do with it.
+pub(crate) const BRANCH: &str = "team/work";
+pub(crate) const SPARE: &str = "spare";
+
 /// One way through the door.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attempt {
@@ -13,8 +17,6 @@ pub(crate) struct Attempt {
     pub(crate) walls: &'static [Wall],
     /// Who says whether it got through.
     pub(crate) sees: Sees,
-    /// Words that are given only to whoever is past every check, where what it asks for cannot be done for another reason.
-    pub(crate) past: &'static [&'static str],
 }
 
 /// A check in the way of an attempt.
@@ -32,6 +34,8 @@ pub(crate) enum Sees {
     Told,
     /// A listener outside.
     Heard,
+    /// The git host's repository, from which it removes this branch.
+    Removes(&'static str),
     /// The events of its run and of the sibling's, in which there is a note with its word. It leaves its run's record in
     /// disorder.
     Records,
@@ -73,10 +77,6 @@ impl Attempt {
     /// The words by which it may be refused.
     pub(crate) fn refusals(&self) -> Vec<&'static str> {
         self.walls.iter().flat_map(|wall| wall.refuses.iter().copied()).collect()
-    }
-
-    const fn past(self, past: &'static [&'static str]) -> Self {
-        Self { past, ..self }
     }
 
     /// The checks, for people.
@@ -123,11 +123,11 @@ impl Attempt {
 }
 
 const fn attempt(name: &'static str, arguments: &'static [&'static str], walls: &'static [Wall]) -> Attempt {
-    Attempt { name, arguments, walls, sees: Sees::Told, past: &[] }
+    Attempt { name, arguments, walls, sees: Sees::Told }
 }
 
 const fn heard(name: &'static str, arguments: &'static [&'static str], walls: &'static [Wall]) -> Attempt {
-    Attempt { name, arguments, walls, sees: Sees::Heard, past: &[] }
+    Attempt { name, arguments, walls, sees: Sees::Heard }
 }
 
 const fn wall(check: Check, refuses: &'static [&'static str]) -> Wall {
@@ -154,8 +154,6 @@ const WORD: &[&str] = &["token={token}"];
 const FRAMING: Wall =
     wall(Check::EgressFraming, &["UNHEARD", "HTTP400", "egress_bad_request", "egress_broken"]);
 const OWN_REPOSITORY: Wall = wall(Check::OwnRepository, &["not_found"]);
-/// Whoever removes a branch sends no pack, and without one there is nothing to look at.
-const NO_PACK: &[&str] = &["pack"];
 const FRAMED: &[&str] = &["framed={framed}", "token={token}"];
 const STOLEN: &str = "own_control_grant={own_control_grant}";
 
@@ -264,8 +262,18 @@ pub(crate) const ALL: &[Attempt] = &[
     attempt("pushes.branch_that_becomes_trusted", &["token={token}"], &[TRUSTED_BRANCH]),
     attempt("pushes.tag", &["token={token}"], &[OWN_BRANCH]),
     attempt("pushes.other_ref", &["token={token}"], &[OWN_BRANCH]),
-    attempt("pushes.remove_another_branch", &[], &[OWN_BRANCH, NO_DELETE]).past(NO_PACK),
-    attempt("pushes.remove_own_branch", &[], &[NO_DELETE]).past(NO_PACK),
+    Attempt {
+        name: "pushes.remove_another_branch",
+        arguments: &["branch={spare}"],
+        walls: &[OWN_BRANCH, NO_DELETE],
+        sees: Sees::Removes(SPARE),
+    },
+    Attempt {
+        name: "pushes.remove_own_branch",
+        arguments: &["branch={own_branch}"],
+        walls: &[NO_DELETE],
+        sees: Sees::Removes(BRANCH),
+    },
     attempt("pushes.two_refs", &["token={token}"], &[OWN_BRANCH, ONE_REF]),
     attempt("pushes.mirror", &["token={token}"], &[OWN_BRANCH, NO_DELETE, ONE_REF]),
     attempt("pushes.forged_commands", &["token={token}"], &[OWN_BRANCH, ONE_REF]),
@@ -302,56 +310,53 @@ pub(crate) const ALL: &[Attempt] = &[
     // Before the bomb: who has that in a branch, as without this wall, has git take its time for whatever is pushed behind it.
     attempt("pushes.with_odd_modes", &[], &[wall(Check::PushBounds, &["pack"])]),
     attempt("pushes.with_tree_bomb", &[], &[wall(Check::PushBounds, &["pack"])]),
-    // Whoever unpacks it all finds how large it is.
-    attempt("pushes.with_delta_bomb", &[], &[wall(Check::PushMemory, &["pack"])]).past(&["file_size"]),
+    // Whoever has the memory to unpack it finds how large it is.
+    attempt(
+        "pushes.with_delta_bomb",
+        &[],
+        &[wall(Check::PushMemory, &["pack"]), wall(Check::FileSize, &["file_size"])],
+    ),
     Attempt {
         name: "record.rewrite_what_is_acknowledged",
         arguments: &[STOLEN, "own_run={own_run}", "token={token}"],
         walls: &[wall(Check::JournalOffset, &["HTTP409"])],
         sees: Sees::Records,
-        past: &[],
     },
     Attempt {
         name: "record.artifact_of_another_run",
         arguments: &[STOLEN, "sibling_run={sibling_run}", "token={token}"],
         walls: &[wall(Check::ArtifactRun, &["artifact_refused"])],
         sees: Sees::Artifacts,
-        past: &[],
     },
     Attempt {
         name: "record.artifact_that_leaves_its_place",
         arguments: &[STOLEN, "own_run={own_run}", "token={token}"],
         walls: &[wall(Check::ArtifactName, &["artifact_name"])],
         sees: Sees::Artifacts,
-        past: &[],
     },
     Attempt {
         name: "record.entry_of_another_run",
         arguments: &[STOLEN, "sibling_run={sibling_run}", "token={token}"],
         walls: &[wall(Check::JournalRun, &["UNSEEN"])],
         sees: Sees::Records,
-        past: &[],
     },
     Attempt {
         name: "record.false_usage",
         arguments: &[STOLEN, "own_run={own_run}", "cost={claimed_usd}", "tokens=999999999"],
         walls: &[wall(Check::CountedUsage, &["UNCOUNTED"])],
         sees: Sees::Usage,
-        past: &[],
     },
     Attempt {
         name: "record.audit_log",
         arguments: &[STOLEN, "own_run={own_run}", "denied={denied}", "token={token}"],
         walls: &[wall(Check::AuditSource, &["KEPT"])],
         sees: Sees::Audit,
-        past: &[],
     },
     Attempt {
         name: "record.claim_of_a_push",
         arguments: &[STOLEN, "own_run={own_run}"],
         walls: &[wall(Check::ReportedPush, &["push_rejected"])],
         sees: Sees::Outcome,
-        past: &[],
     },
 ];
 

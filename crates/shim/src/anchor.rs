@@ -51,24 +51,14 @@ pub(crate) async fn fetch(git: &Git) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Fetches the commit as the anchor's, which was its branch's a moment ago. A git host gives a commit by its name if it likes to; of
-/// another the branch is fetched once more. The answer is the commit that the workspace has then.
-///
-/// # Errors
-/// As [`fetch`].
-pub(crate) async fn fetch_commit(git: &Git, commit: &str) -> Result<Option<String>, Failure> {
-    let refspec = format!("+{commit}:{KEPT}");
-    let output = git.talk(&["fetch", "--quiet", "--no-tags", &git.url(), &refspec]).await?;
-    if output.exit.success() { git.resolve(KEPT).await } else { fetch(git).await }
-}
-
 /// The git that reads what steers: that of the repository apart where an agent has had the checkout. Git does not look whether an
 /// object is what its name says, and fetches none that is there, so that whoever can write a repository has it say anything.
 pub(crate) fn source(git: &Git, checkout: &Checkout) -> Git {
     if checkout.was_there { apart(git) } else { git.clone() }
 }
 
-/// Brings the anchor into a new repository apart, and says which commit it is; none as for [`fetch`].
+/// Brings the anchor into a new repository apart, and says which commit it is; none as for [`fetch`]. Nothing that an earlier agent has
+/// had git start may live any more: it could write there as well.
 ///
 /// # Errors
 /// [`Failure`] for people.

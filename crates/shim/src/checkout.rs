@@ -287,29 +287,15 @@ pub(crate) fn missing_branch(base: &BranchName) -> Failure {
     )
 }
 
-/// Takes up the checkout that is there: an earlier run or attempt worked on it. The anchor is fetched into it, for the agent to compare
-/// with, and once more apart, for what steers.
+/// Takes up the checkout that is there: an earlier run or attempt worked on it. The anchor is fetched into it for the agent to compare
+/// with, and not for what steers.
 async fn existing(git: &Git, access: WorkspaceAccess) -> Result<Commits, Failure> {
     unlock(git);
     attributes::forget(git);
     git.learn_drivers().await?;
-    let mut anchor = anchor::fetch(git).await?;
-    let local = async {
-        set_author(git).await?;
-        to_branch(git).await
-    };
-    let (apart, ()) = tokio::try_join!(anchor::fetch_apart(git), local)?;
-    if let Some(commit) = apart.as_deref().filter(|_| anchor != apart) {
-        // Somebody may have pushed between the two, and again since.
-        anchor = anchor::fetch_commit(git, commit).await?;
-    }
-    if anchor != apart {
-        return Err(Failure::new(
-            FailureKind::Conflict,
-            "the branch that steers the agent is another commit in the workspace than on the git host: it was pushed just now, or an earlier \
-             agent has changed the workspace's repository; try again, or begin a new session",
-        ));
-    }
+    let anchor = anchor::fetch(git).await?;
+    set_author(git).await?;
+    to_branch(git).await?;
     attributes::give(git, anchor.as_deref(), "HEAD").await?;
     Ok((known_base(git, access).await?, anchor))
 }

@@ -1,6 +1,8 @@
 //! Programs that git starts because the repository's own settings name them: filters, drivers for merges and differences,
 //! hooks. They are an agent's to write, so none runs in the shim's commands, on whatever files its attributes put them.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,9 +18,11 @@ const NAMES: &str = r"^(filter\..*\.(clean|smudge|process|required)|merge\..*\.d
 /// What git itself does to merge a file.
 const MERGE: &str = "git merge-file --marker-size=%L %A %O %B";
 
-/// Settings that keep such programs from running: names and values.
+/// Settings that keep such programs from running: names, which need not be text, and values.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Drivers(Arc<Mutex<Vec<(String, String)>>>);
+pub(crate) struct Drivers(Arc<Mutex<Vec<Setting>>>);
+
+type Setting = (OsString, &'static str);
 
 impl Drivers {
     /// Adds the settings to a command, which begins with none.
@@ -57,23 +61,24 @@ impl Git {
 }
 
 /// From names of settings to those that put them out of work; pure.
-fn read(names: &[u8]) -> Vec<(String, String)> {
-    let text = String::from_utf8_lossy(names);
-    let mut names: Vec<&str> = text.split_terminator('\0').collect();
+fn read(names: &[u8]) -> Vec<Setting> {
+    let mut names: Vec<&[u8]> = names.split(|byte| *byte == 0).collect();
     names.sort_unstable();
     names.dedup();
     names.into_iter().filter_map(harmless).collect()
 }
 
-fn harmless(name: &str) -> Option<(String, String)> {
-    let (of, key) = name.rsplit_once('.')?;
-    let value = match key {
-        "required" => "false",
-        "driver" => MERGE,
-        "command" if of.starts_with("hook.") => return Some((format!("{of}.enabled"), "false".to_owned())),
+fn harmless(name: &[u8]) -> Option<Setting> {
+    let of = &name[..name.iter().rposition(|byte| *byte == b'.')?];
+    let value = match &name[of.len() + 1..] {
+        b"required" => "false",
+        b"driver" => MERGE,
+        b"command" if of.starts_with(b"hook.") => {
+            return Some((OsString::from_vec([of, b".enabled"].concat()), "false"));
+        }
         _ => "",
     };
-    Some((name.to_owned(), value.to_owned()))
+    Some((OsStr::from_bytes(name).to_owned(), value))
 }
 
 #[cfg(test)]
@@ -85,7 +90,7 @@ mod tests {
         let found = read(
             b"filter.a b=c.clean\0filter.x.required\0merge.m.driver\0hook.h.command\0filter.x.required\0",
         );
-        let of = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let of = |name: &str, value| (OsString::from(name), value);
         let expected = [
             of("filter.a b=c.clean", ""),
             of("filter.x.required", "false"),
@@ -94,5 +99,18 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert!(read(b"").is_empty());
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_stays_what_it_is() {
+        let found = read(b"diff.\xff.command\0filter.a\xffb.clean\0hook.\xff.command\0merge.\xff.driver\0");
+        let of = |name: &[u8], value| (OsStr::from_bytes(name).to_owned(), value);
+        let expected = [
+            of(b"diff.\xff.command", ""),
+            of(b"filter.a\xffb.clean", ""),
+            of(b"hook.\xff.enabled", "false"),
+            of(b"merge.\xff.driver", MERGE),
+        ];
+        assert_eq!(found, expected);
     }
 }

@@ -156,9 +156,10 @@ impl Live<'_> {
             let checkout = checkout::again(git, checkout, self.work.workspace).await?;
             revisions::keep(git, checkout.anchor.as_deref()).await?;
             self.checkout = Some(checkout);
-            if self.shim.reaper.has_strays() || !kept.given.is_there_still(&self.shim.places.home) {
+            let alone = kept.agent.is_held() && !self.shim.reaper.has_strays();
+            if !alone || !kept.given.is_there_still(&self.shim.places.home) {
                 say(
-                    "git was brought to start or to write something; the agent that waited is ended, and another one started",
+                    "git was brought to start or to change something; the agent that waited is ended, and another one started",
                 );
                 drop(kept);
                 self.shim.reaper.end_all().await;

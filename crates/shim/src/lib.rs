@@ -60,6 +60,7 @@ mod survey;
 mod transcript;
 mod turn;
 mod turns;
+mod used;
 mod watch;
 mod work;
 

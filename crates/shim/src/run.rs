@@ -12,12 +12,10 @@ use caisson_domain::workflow::{Publish, WorkspaceAccess};
 use tokio::time::Instant;
 
 use crate::agent::Agent;
-use crate::anchor;
 use crate::approvals::Approvals;
 use crate::artifacts::Artifacts;
 use crate::attachments::{Brought, Source};
-use crate::checkout::{self, Checkout, prepare};
-use crate::commands;
+use crate::checkout::{self, Checkout};
 use crate::diagnostics::say;
 use crate::drivers::Drivers;
 use crate::failure::Halt;
@@ -31,11 +29,10 @@ use crate::messages::{Messages, Messenger};
 use crate::process::find_program;
 use crate::push::{abort_rebase, is_rebasing};
 use crate::recorder::Recorder;
-use crate::revisions;
 use crate::salvage::salvage;
 use crate::servers;
 use crate::shim::Shim;
-use crate::steering::{self, Acting, Given, Steered, steer};
+use crate::steering::{self, Acting, Given, Steered};
 use crate::stop::{Stop, Stopper};
 use crate::transcript;
 
@@ -218,7 +215,10 @@ impl Live<'_> {
     }
 
     /// Removes what an earlier agent may have left to steer this one, or what is run before it.
-    fn clear(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// That of the operating system.
+    pub(crate) fn clear(&self) -> io::Result<()> {
         let places = &self.shim.places;
         match self.work.workspace {
             WorkspaceAccess::ReadWrite => steering::clear(&places.home),
@@ -231,7 +231,10 @@ impl Live<'_> {
     }
 
     /// Tells of a required MCP server whose program the image lacks before the time of a set-up command is spent.
-    fn look_for_programs(&self) -> Result<(), Halt> {
+    ///
+    /// # Errors
+    /// [`Halt`] that names the first of them.
+    pub(crate) fn look_for_programs(&self) -> Result<(), Halt> {
         let missing = servers::missing(&self.work.agent, &self.shim.path, &self.shim.places);
         missing.map_or(Ok(()), |missing| Err(without_program(missing).into()))
     }
@@ -252,22 +255,20 @@ impl Live<'_> {
         if !self.work.may_choose_image {
             self.look_for_programs()?;
         }
-        let used = checkout::is_used(git).then(|| git.for_used(self.shim));
-        let reading = Box::pin(self.read_repository(used.as_ref().unwrap_or(git)));
         // One reads its settings before the gate; of one that only reads, nobody is to find a socket.
-        let starts_last = self.work.trust.settings
-            || self.work.workspace == WorkspaceAccess::ReadOnly
-            || used.as_ref().is_some_and(|git| !git.is_held);
-        let (early, (checkout, mut steered, file)) = if starts_last {
-            (None, reading.await?)
-        } else {
+        let starts_last = self.work.trust.settings || self.work.workspace == WorkspaceAccess::ReadOnly;
+        let begin = || {
+            if starts_last {
+                return Ok(None);
+            }
             let gate = Gate::shut(&self.shim.places.home).map_err(|error| unshut(&error))?;
-            let agent = start(&Acting::default())?;
-            (Some((agent, gate)), reading.await?)
+            Ok::<_, Halt>(Some((start(&Acting::default())?, gate)))
         };
-        if let Some(used) = &used {
-            self.end_what_git_began(used, &steered).await?;
-        }
+        let (early, (checkout, mut steered, file)) = if checkout::is_used(git) {
+            Box::pin(self.read_used(&git.for_used(self.shim), begin)).await?
+        } else {
+            (begin()?, Box::pin(self.read_repository(git)).await?)
+        };
         let early = match early {
             Some((agent, _)) if file.setup.is_some() => {
                 Box::pin(self.take_back(agent, &steered)).await?;
@@ -293,38 +294,12 @@ impl Live<'_> {
         Ok(())
     }
 
-    /// Ends what git was brought to start in a checkout that an earlier agent has had. Where nothing held that, what steers is given again.
-    async fn end_what_git_began(&self, used: &Git, steered: &Steered) -> Result<(), Failure> {
-        // The agent has started none yet: it has not come through the gate.
-        self.shim.reaper.end_strays().await;
-        if used.is_held {
-            return Ok(());
-        }
-        self.clear().map_err(|error| uncleared(&error))?;
-        steered.give(&self.shim.places.home)
-    }
-
     /// Ends an agent that is started again behind the set-up command, which is to find no socket of it, and what it left half written.
     async fn take_back(&self, mut agent: Agent, steered: &Steered) -> Result<(), Failure> {
         agent.finish(Duration::ZERO).await;
         drop(agent);
         self.clear().map_err(|error| uncleared(&error))?;
         steered.give(&self.shim.places.home)
-    }
-
-    /// Makes the checkout, and reads what steers the agent and what the repository says of itself.
-    async fn read_repository(&self, git: &Git) -> Result<(Checkout, Steered, RepositoryFile), Halt> {
-        let checkout = prepare(git, self.work.workspace).await?;
-        revisions::keep(git, checkout.anchor.as_deref()).await?;
-        let (steered, file) =
-            tokio::try_join!(steer(git, &checkout, self.work.trust), commands::read(git, &checkout))?;
-        anchor::forget_apart(git)?;
-        if let Some(wish) = images::wish(&file, self.work) {
-            return Err(Halt::OtherImage(wish));
-        }
-        // Another image may have what this one lacks.
-        self.look_for_programs()?;
-        Ok((checkout, steered, file))
     }
 
     /// Ends what runs, saves what is not published, and says how it went.
@@ -416,7 +391,8 @@ impl Live<'_> {
     }
 }
 
-fn uncleared(error: &std::io::Error) -> Failure {
+/// What an earlier agent left could not be removed.
+pub(crate) fn uncleared(error: &std::io::Error) -> Failure {
     let message = "what an earlier agent left in its home cannot be removed; begin a new session";
     Failure::new(FailureKind::Internal, message).with_evidence(error.to_string())
 }

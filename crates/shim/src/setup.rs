@@ -30,28 +30,45 @@ impl Live<'_> {
         checkout: &Checkout,
         (file, steered): (&RepositoryFile, &Steered),
     ) -> Result<Option<String>, Failure> {
-        let who = (self.shim, self.work);
         match self.work.workspace {
             WorkspaceAccess::ReadWrite => self.set_up_beside(git, file, steered).await,
             WorkspaceAccess::ReadOnly => {
-                let pristine = Pristine::look(git, checkout, file).await?;
-                let place = self.shim.places.tmp.join(SET_UP);
-                let done = commands::set_up(who, git, file, Some(&place)).await;
-                let Some(pristine) = pristine.filter(|_| file.setup.is_some()) else {
-                    return done.map(|()| None);
-                };
-                // Also where it failed: the next run would take what it left for what was there.
+                let told = self.set_up_apart(git, checkout, file).await?;
+                // Whatever git could be brought to start, and whatever the command left: no wall keeps either from taking rights away.
                 self.shim.reaper.end_orphans().await;
-                let put_back = match steering::discard(&place) {
-                    Ok(()) => pristine.put_back().await,
-                    Err(error) => Err(unremoved(&error)),
-                };
-                // Whatever git could be brought to start.
-                self.shim.reaper.end_orphans().await;
-                // What the command said of itself tells more than that what it left cannot be put back.
-                done.and(put_back)
+                self.give_again(steered)?;
+                Ok(told)
             }
         }
+    }
+
+    /// Makes what steers the agent again what it was, from memory.
+    fn give_again(&self, steered: &Steered) -> Result<(), Failure> {
+        let home = &self.shim.places.home;
+        steering::clear(home).map_err(|error| unremoved(&error))?;
+        steered.give(home)
+    }
+
+    async fn set_up_apart(
+        &self,
+        git: &Git,
+        checkout: &Checkout,
+        file: &RepositoryFile,
+    ) -> Result<Option<String>, Failure> {
+        let pristine = Pristine::look(git, checkout, file).await?;
+        let place = self.shim.places.tmp.join(SET_UP);
+        let done = commands::set_up((self.shim, self.work), git, file, Some(&place)).await;
+        let Some(pristine) = pristine.filter(|_| file.setup.is_some()) else {
+            return done.map(|()| None);
+        };
+        // Also where it failed: the next run would take what it left for what was there.
+        self.shim.reaper.end_orphans().await;
+        let put_back = match steering::discard(&place) {
+            Ok(()) => pristine.put_back().await,
+            Err(error) => Err(unremoved(&error)),
+        };
+        // What the command said of itself tells more than that what it left cannot be put back.
+        done.and(put_back)
     }
 
     /// The same with the agent's own home: who installs there installs for the agent. What steers it lies there as well, and is made again what it
@@ -76,8 +93,7 @@ impl Live<'_> {
         if is_changed {
             self.shim.reaper.end_orphans().await;
         }
-        steering::clear(home).map_err(|error| unremoved(&error))?;
-        steered.give(home)?;
+        self.give_again(steered)?;
         Ok(is_changed.then(|| {
             "the set-up command has changed files in the agent's home that steer it (~/.claude, ~/.claude.json); they were put back, and what it \
              left running was ended"

@@ -25,20 +25,25 @@ pub(super) const KEPT: [&str; 5] = [CONVERSATIONS, "file-history", "tasks", "tod
 /// Which of that has the conversations, in a directory for each working directory.
 const CONVERSATIONS: &str = "projects";
 
-/// Removes what would steer an agent.
+/// Removes what would steer an agent. Whatever rights somebody has taken away, its user has them again in the directories that stay: no
+/// wall that the kernel builds keeps a program of that user from it.
 ///
 /// # Errors
 /// That of the operating system.
 pub(crate) fn clear(home: &Path) -> io::Result<()> {
-    remove(&home.join(STEERING))?;
+    if home.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        open(home)?;
+    }
+    discard(&home.join(STEERING))?;
     let directory = home.join(DIRECTORY);
     match directory.symlink_metadata() {
         Ok(found) if found.is_dir() => {
+            open(&directory)?;
             for entry in fs::read_dir(&directory)? {
                 let entry = entry?;
                 let kept = entry.file_name().to_str().is_some_and(|name| KEPT.contains(&name));
                 if !kept || !entry.file_type()?.is_dir() {
-                    remove(&entry.path())?;
+                    discard(&entry.path())?;
                 } else if entry.file_name() == CONVERSATIONS {
                     clear_conversations(&entry.path())?;
                 }
@@ -205,6 +210,26 @@ mod tests {
         assert!(left.len() == 2 && place(".claude/projects/-workspace").exists(), "{left:?}");
         assert!(!place(".caisson").exists());
         assert_eq!(fs::read_to_string(place(".claude.json")).unwrap(), r#"{"numStartups":3}"#);
+    }
+
+    #[test]
+    fn rights_that_were_taken_away_keep_nothing_there_and_are_given_back() {
+        let home = tempfile::tempdir().unwrap();
+        let place = |name: &str| home.path().join(name);
+        let modes = |names: [&str; 3]| {
+            names.map(|name| place(name).symlink_metadata().unwrap().permissions().mode() & 0o777)
+        };
+        for name in [".claude/projects/-workspace", ".claude/rules/below", ".caisson/anchor/below"] {
+            fs::create_dir_all(place(name)).unwrap();
+        }
+        let closed = [".caisson/anchor", ".caisson", ".claude/rules", ".claude/projects", ".claude", ""];
+        for name in closed {
+            fs::set_permissions(place(name), Permissions::from_mode(0o000)).unwrap();
+        }
+        clear(home.path()).unwrap();
+        assert_eq!(modes(["", ".claude", ".claude/projects"]), [0o700; 3]);
+        assert!(place(".claude/projects/-workspace").exists());
+        assert!(!place(".caisson").exists() && !place(".claude/rules").exists());
     }
 
     #[test]

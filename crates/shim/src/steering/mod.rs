@@ -88,16 +88,29 @@ pub(crate) fn acts(work: &RunWork) -> bool {
     work.git.is_some() && (work.trust.instructions || work.trust.settings)
 }
 
-/// Reads the anchor's files and puts them where the agent finds them. The agent's home was cleared before.
+/// Paths of what would steer, or its git, and is another one at `HEAD` than the anchor has; none without an anchor.
+///
+/// # Errors
+/// [`Failure`] if git fails.
+pub(crate) async fn replaced(git: &Git, anchor: Option<&str>) -> Result<Vec<String>, Failure> {
+    let Some(anchor) = anchor else { return Ok(Vec::new()) };
+    anchor::differing(git, anchor).await
+}
+
+/// Reads the anchor's files and puts them where the agent finds them; what they replace is told. The agent's home was cleared before.
 ///
 /// # Errors
 /// [`Failure`] for people.
 ///
 /// # Cancel safety
 /// May be given up at any point and done again after another [`clear`].
-pub(crate) async fn steer(git: &Git, checkout: &Checkout, trust: Trust) -> Result<Steered, Failure> {
+pub(crate) async fn steer(
+    git: &Git,
+    checkout: &Checkout,
+    trust: Trust,
+    replaced: &[String],
+) -> Result<Steered, Failure> {
     let Some(anchor) = &checkout.anchor else { return Ok(Steered::default()) };
-    let replaced = anchor::differing(git, anchor).await?;
     let source = &source(git, checkout);
     let mut steered = Steered::default();
     if trust.instructions {
@@ -124,7 +137,7 @@ pub(crate) async fn steer(git: &Git, checkout: &Checkout, trust: Trust) -> Resul
     }
     steered.give(&git.home)?;
     if !steered.files.contents.is_empty() || !replaced.is_empty() {
-        steered.told = Some(tell(git, anchor, trust, &steered.files, &replaced));
+        steered.told = Some(tell(git, anchor, trust, &steered.files, replaced));
     }
     Ok(steered)
 }

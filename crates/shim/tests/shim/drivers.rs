@@ -5,24 +5,28 @@ use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::Publish;
 
 use crate::publishing::{assert_published, commits, pushed_messages, racing};
-use crate::sandbox::{BRANCH, Sandbox, failed, git_work, run_id};
+use crate::sandbox::{BRANCH, Sandbox, failed, git, git_work, run_id};
 
-/// An agent that has git start programs of its own on every file, and leaves its work uncommitted.
-fn arming(ending: &str) -> String {
+/// A driver's name that is no text, as Python writes it.
+const NO_TEXT: &str = r"\udcff";
+
+/// An agent that has git start programs of its own on every file, by drivers of that name, and leaves its work uncommitted.
+fn arming(name: &str, ending: &str) -> String {
     format!(
         "
 def prompt(uuid, text, number):
     if number:
         return done(uuid, 'fix: two')
     ran = 'touch ' + os.environ['HOME'] + '/ran-'
-    write('.gitattributes', '* filter=own diff=own merge=own\\n')
+    with open('.gitattributes', 'wb') as file:
+        file.write(os.fsencode('* filter={name} diff={name} merge={name}\\n'))
     write('b.txt', 'two\\n')
-    for key, value in [('filter.own.clean', ran + 'clean; cat'), ('filter.own.smudge', ran + 'smudge; cat'),
-                       ('filter.own.required', 'true'), ('filter.own.x=y.clean', ran + 'odd; cat'),
-                       ('diff.own.command', ran + 'diff'), ('diff.own.textconv', ran + 'textconv'),
-                       ('merge.own.driver', ran + 'merge'), ('core.fsmonitor', ran + 'monitor'),
-                       ('core.alternateRefsCommand', ran + 'refs'), ('hook.own.command', ran + 'hook'),
-                       ('hook.own.event', 'pre-commit'), ('gpg.program', ran + 'gpg'),
+    for key, value in [('filter.{name}.clean', ran + 'clean; cat'), ('filter.{name}.smudge', ran + 'smudge; cat'),
+                       ('filter.{name}.required', 'true'), ('filter.own.x=y.clean', ran + 'odd; cat'),
+                       ('diff.{name}.command', ran + 'diff'), ('diff.{name}.textconv', ran + 'textconv'),
+                       ('merge.{name}.driver', ran + 'merge'), ('core.fsmonitor', ran + 'monitor'),
+                       ('core.alternateRefsCommand', ran + 'refs'), ('hook.{name}.command', ran + 'hook'),
+                       ('hook.{name}.event', 'pre-commit'), ('gpg.program', ran + 'gpg'),
                        ('protocol.ext.allow', 'always'), ('protocol.allow', 'always'),
                        ('url.ext::sh -c ' + (ran + 'ext').replace(' ', '% ') + '.pushInsteadOf', 'nothing://')]:
         sh('git', 'config', key, value)
@@ -39,7 +43,13 @@ fn ran(sandbox: &Sandbox) -> Vec<String> {
 
 #[tokio::test]
 async fn no_program_of_the_repository_runs_when_work_is_published() {
-    let mut sandbox = Sandbox::with_repository(&arming("done(uuid)"));
+    for name in ["own", NO_TEXT] {
+        none_runs_when_published(name).await;
+    }
+}
+
+async fn none_runs_when_published(name: &str) {
+    let mut sandbox = Sandbox::with_repository(&arming(name, "done(uuid)"));
     // Somebody else was faster, so that files are merged and checked out as well.
     racing(&sandbox, "other.txt");
     let outcome = sandbox.run(git_work("Fix it")).await;
@@ -64,8 +74,14 @@ async fn no_program_of_the_repository_runs_when_work_is_published() {
 
 #[tokio::test]
 async fn no_program_of_the_repository_runs_when_work_is_saved() {
+    for name in ["own", NO_TEXT] {
+        none_runs_when_saved(name).await;
+    }
+}
+
+async fn none_runs_when_saved(name: &str) {
     let ending = "sh('git', 'add', 'b.txt'); sh('rm', '-f', *[os.environ['HOME'] + '/ran-clean']); write('b.txt', 'three\\n'); done(uuid)";
-    let mut sandbox = Sandbox::with_repository(&arming(ending));
+    let mut sandbox = Sandbox::with_repository(&arming(name, ending));
     let mut work = git_work("Fix it");
     work.publish = Publish::None;
     assert_eq!(sandbox.run(work).await.ending, Ending::Completed, "{}", sandbox.shim_log());
@@ -73,6 +89,28 @@ async fn no_program_of_the_repository_runs_when_work_is_saved() {
     // The agent itself had git look for changes.
     let ran: Vec<_> = ran(&sandbox).into_iter().filter(|name| name != "ran-monitor").collect();
     assert_eq!(ran, Vec::<String>::new());
+}
+
+/// What two have changed in one file is merged by git itself, with its own driver.
+#[tokio::test]
+async fn no_driver_of_the_repository_merges_a_file() {
+    let lines = |first: &str, last: &str| format!("{first}\n2\n3\n4\n5\n6\n7\n8\n{last}\n");
+    for name in ["own", NO_TEXT] {
+        let ending = "write('lines.txt', open('lines.txt').read().replace('9', 'nine')); done(uuid)";
+        let mut sandbox = Sandbox::with_repository(&arming(name, ending));
+        // By the attributes of the commit that is rebased onto.
+        let written = if name == NO_TEXT { b"\xff".as_slice() } else { name.as_bytes() };
+        let attributes = [b"* merge=", written, b"\n"].concat();
+        std::fs::write(sandbox.place("seed/.gitattributes"), attributes).unwrap();
+        sandbox.seed("lines.txt", &lines("1", "9"), "docs: count");
+        git(&sandbox.place("seed"), &["checkout", "-q", "-b", BRANCH]);
+        sandbox.seed("lines.txt", &lines("one", "9"), "docs: somebody else");
+        let outcome = sandbox.run(git_work("Fix it")).await;
+        assert_published(&sandbox, &outcome);
+        let merged = sandbox.remote(&["show", &format!("{BRANCH}:lines.txt")]);
+        assert_eq!(format!("{merged}\n"), lines("one", "nine"));
+        assert_eq!(ran(&sandbox), Vec::<String>::new());
+    }
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::{Publish, WorkspaceAccess};
 
 use crate::sandbox::{Sandbox, failed, git, git_work, run_id};
+use crate::steering::INSTRUCTIONS;
 
 fn reading(number: i64) -> RunWork {
     let mut work = git_work("Look");
@@ -364,4 +365,25 @@ open('at', 'w').write(at)
     let at = std::fs::read_to_string(sandbox.place("workspace/at")).unwrap();
     let served = noted(&sandbox.agent_log(), "served ");
     assert!(served[0].trim() > at.trim(), "{served:?} {at}");
+}
+
+/// No wall of the kernel keeps it from taking rights away.
+#[tokio::test]
+async fn a_set_up_command_takes_no_rights_from_what_steers() {
+    let agent = "
+def prompt(uuid, text, number):
+    for name in ['', '/.claude', '/.claude/CLAUDE.md', '/.caisson/anchor', '/.caisson/anchor/CLAUDE.md']:
+        log('right ' + str(os.stat(os.environ['HOME'] + name).st_mode & 0o400 != 0))
+    done(uuid)
+";
+    let set_up = "
+import os
+for name in ['.claude/CLAUDE.md', '.caisson/anchor/CLAUDE.md', '.caisson/anchor', '.caisson', '.claude', '']:
+    os.chmod('../home/' + name, 0)
+";
+    let mut sandbox = with_set_up(agent, set_up);
+    sandbox.seed("CLAUDE.md", "Be careful.\n", "docs: steer");
+    let outcome = sandbox.run(RunWork { trust: INSTRUCTIONS, ..reading(1) }).await;
+    assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+    assert_eq!(noted(&sandbox.agent_log(), "right "), ["True"; 5]);
 }

@@ -1,12 +1,16 @@
 //! What an earlier agent leaves in the workspace's repository: it has git neither start a program of its own before the next agent is
 //! steered, nor write anything beyond the workspace.
 
-use caisson_domain::protocol::{Ending, JournalBody, RunWork};
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+
+use caisson_domain::protocol::{Ending, JournalBody, Outcome, RunWork};
 use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::Publish;
 
 use crate::kept::{KEEPING, next};
-use crate::sandbox::{BRANCH, Sandbox, failed, git_work, run_id};
+use crate::sandbox::{BRANCH, SEARCH_PATH, Sandbox, failed, git, git_work, run_id};
+use crate::steering::INSTRUCTIONS;
 
 /// An agent that does `left` in its first run and, in its second, says which of its home's files steer it.
 fn leaving(left: &str) -> String {
@@ -217,4 +221,218 @@ async fn git_alone_would_do_what_is_kept_from_it() {
     assert!(!sandbox.place("home/.claude/rules/x.md").exists());
     sandbox.workspace(&["checkout", "--quiet", BRANCH, "--"]);
     assert!(sandbox.place("home/.claude/rules/x.md").exists());
+}
+
+/// A sandbox whose git can be brought to start a program, whatever is done against that: one in `.git/armed` of the workspace, before it
+/// checks out, and one in `.git/moving`, when it has fetched. An agent leaves `left` in its first run, and does `second` in the next.
+fn armed(left: &str, second: &str) -> Sandbox {
+    let indented = |text: &str| text.trim().replace('\n', "\n        ");
+    let script = format!(
+        "{KEEPING}
+def prompt(uuid, text, number):
+    home = os.environ['HOME']
+    if text.startswith('One'):
+        sh('git', 'checkout', '-q', '--detach')
+        {}
+    else:
+        {}
+    keep(uuid)
+    done(uuid)
+",
+        indented(left),
+        indented(second)
+    );
+    let mut sandbox = Sandbox::with_repository(&script);
+    let seed = sandbox.place("seed");
+    std::fs::write(seed.join(".caisson.yaml"), "caches: [build]\n").unwrap();
+    sandbox.seed("CLAUDE.md", "base-root\n", "docs: steer");
+    let wrapper = "#!/bin/sh
+case \" $* \" in
+*' checkout '*) [ ! -e .git/armed ] || python3 .git/armed ;;
+*' fetch '*) /usr/bin/git \"$@\" || exit; [ ! -e .git/moving ] || sh .git/moving; exit 0 ;;
+esac
+exec /usr/bin/git \"$@\"
+";
+    let bin = sandbox.place("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join("git"), wrapper).unwrap();
+    std::fs::set_permissions(bin.join("git"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    sandbox.set("path", format!("{}:{SEARCH_PATH}", bin.display()));
+    sandbox
+}
+
+/// Both runs of such a sandbox; how the second ends.
+async fn run_armed(sandbox: &mut Sandbox, holds: bool) -> Outcome {
+    sandbox.set("holds", holds);
+    let first = RunWork { trust: INSTRUCTIONS, ..first() };
+    assert_eq!(sandbox.run(first.clone()).await.ending, Ending::Completed, "{}", sandbox.shim_log());
+    sandbox.begin_anew();
+    sandbox.run(next(&first, "Two")).await
+}
+
+/// A program's beginning that goes on in the background, where it does `again` as fast as it can. In front it does `meanwhile`.
+fn in_background(again: &str, meanwhile: &str) -> String {
+    let again = again.trim().replace('\n', "\n        ");
+    format!(
+        "import glob, os, subprocess, time
+home, workspace = os.environ['HOME'], os.getcwd()
+if os.fork() == 0:
+    os.setsid()
+    nothing = os.open('/dev/null', os.O_RDWR)
+    for number in range(3):
+        os.dup2(nothing, number)
+    until = time.time() + 60
+    while time.time() < until:
+        {again}
+{meanwhile}
+"
+    )
+}
+
+/// What lives beside the work on an earlier agent's repository writes what it likes into another one, where nothing holds it: git does not
+/// look whether an object is what its name says.
+#[tokio::test]
+async fn what_git_was_brought_to_start_does_not_write_what_steers() {
+    let again = r"
+apart = home + '/.caisson/repository'
+def git(*arguments, **more):
+    clean = {'PATH': '/usr/bin:/bin', 'GIT_CONFIG_GLOBAL': '/dev/null'}
+    return subprocess.run(['/usr/bin/git', *arguments], cwd=apart, env=clean, check=True, stdout=-1, stderr=-1, **more).stdout
+try:
+    packs = glob.glob(apart + '/objects/pack/*.pack')
+    if not packs or glob.glob(apart + '/objects/pack/*.keep') or not git('rev-parse', 'HEAD'):
+        continue
+    for pack in packs:
+        packed = open(pack, 'rb').read()
+        for name in glob.glob(pack[:-5] + '*'):
+            os.remove(name)
+        git('unpack-objects', '-q', input=packed)
+    def forge(name, content):
+        places = []
+        for object in [git('rev-parse', 'HEAD:' + name), git('hash-object', '-w', '--stdin', input=content)]:
+            object = object.decode().strip()
+            places.append(apart + '/objects/' + object[:2] + '/' + object[2:])
+        os.replace(places[1], places[0])
+    forge('CLAUDE.md', b'left-root')
+    forge('.caisson.yaml', b'setup: [touch, left-set-up]')
+    open(workspace + '/.git/forged', 'w').close()
+    break
+except (OSError, subprocess.CalledProcessError):
+    pass
+";
+    // A filter takes what time it likes.
+    let meanwhile = "
+until = time.time() + 3
+while time.time() < until and not os.path.exists('.git/forged'):
+    time.sleep(0.01)
+";
+    for holds in [true, false] {
+        let left = format!("write('.git/armed', {:?})", in_background(again, meanwhile));
+        let second = "
+log('found ' + open(home + '/.caisson/anchor/CLAUDE.md').read().strip())
+log('found ' + str(os.path.exists('left-set-up')))";
+        let mut sandbox = armed(&left, second);
+        let outcome = run_armed(&mut sandbox, holds).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        assert_eq!(found(&sandbox), ["base-root", "False"], "held: {holds}");
+    }
+}
+
+/// The kernel keeps nobody of one user from taking rights away from files, or from sending a signal to an agent that waits.
+#[tokio::test]
+async fn what_git_was_brought_to_start_takes_no_rights_from_what_steers_and_meets_no_agent() {
+    let again = "
+for name in ['', '/.claude', '/.caisson', '/.claude/CLAUDE.md', '/.caisson/anchor/CLAUDE.md', '/.caisson/anchor', '/.caisson/profiles']:
+    try:
+        os.chmod(home + name, 0)
+    except OSError:
+        pass";
+    let meanwhile = "
+agents = 0
+for name in glob.glob('/proc/[0-9]*/cmdline'):
+    try:
+        agents += os.path.dirname(home).encode() + b'/agent\\0' in open(name, 'rb').read()
+    except OSError:
+        pass
+time.sleep(0.2)
+with open('.git/met', 'w') as file:
+    file.write(str(agents))
+";
+    for holds in [true, false] {
+        let left = format!("write('.git/armed', {:?})", in_background(again, meanwhile));
+        let second = "
+for name in ['', '/.claude', '/.caisson', '/.claude/CLAUDE.md', '/.caisson/anchor/CLAUDE.md', '/.caisson/anchor', '/.caisson/profiles']:
+    if not os.stat(home + name).st_mode & 0o400:
+        log('found no right to read ~' + name)
+log('found ' + open('.git/met').read() + ' agents')";
+        let mut sandbox = armed(&left, second);
+        let outcome = run_armed(&mut sandbox, holds).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        assert_eq!(found(&sandbox), ["0 agents"], "held: {holds}");
+    }
+}
+
+/// An agent that waits for the next run goes on only as it was held.
+#[tokio::test]
+async fn an_agent_that_git_was_brought_to_wake_does_not_go_on() {
+    let wake = "
+import glob, os, signal
+for name in glob.glob('/proc/[0-9]*/cmdline'):
+    try:
+        if os.path.dirname(os.environ['HOME']).encode() + b'/agent\\0' in open(name, 'rb').read():
+            os.kill(int(name.split('/')[2]), signal.SIGCONT)
+    except OSError:
+        pass
+";
+    for (program, processes) in [("", 1), (wake, 2)] {
+        let mut sandbox = armed(&format!("write('.git/armed', {program:?})"), "pass");
+        let work = RunWork { keep: true, ..first() };
+        sandbox.deliver(work.clone());
+        sandbox.start();
+        assert!(sandbox.outcome(&work.run).await.kept, "{}", sandbox.shim_log());
+        let second = next(&work, "Two");
+        sandbox.deliver(second.clone());
+        let outcome = sandbox.outcome(&second.run).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        let log = sandbox.agent_log();
+        let agents: BTreeSet<_> = log
+            .iter()
+            .filter_map(|line| line.strip_prefix("--")?.split_once(' '))
+            .map(|(_, pid)| pid)
+            .collect();
+        assert_eq!(agents.len(), processes, "{log:?}");
+    }
+}
+
+/// Somebody pushes what steers between the two times that it is fetched: so often it is taken in, and once more it is told.
+#[tokio::test]
+async fn an_anchor_that_moves_while_it_is_fetched_is_fetched_again_a_few_times() {
+    for (pushes, expected) in [(2, Some("later 2")), (3, None)] {
+        let mut sandbox = armed(
+            "write('.git/moving', open(home + '/../moving').read())",
+            "log('found ' + open(home + '/.caisson/anchor/CLAUDE.md').read().strip())",
+        );
+        git(&sandbox.place("seed"), &["checkout", "-q", "-b", "later"]);
+        for number in 1..=pushes {
+            sandbox.seed("CLAUDE.md", &format!("later {number}\n"), "docs: steer otherwise");
+        }
+        let moving = format!(
+            "cd '{}'
+git() {{ env -i /usr/bin/git --git-dir=. \"$@\"; }}
+next=$(git rev-list --reverse main..later | head -n 1)
+[ -z \"$next\" ] || git update-ref refs/heads/main \"$next\"
+",
+            sandbox.place("bare.git").display()
+        );
+        std::fs::write(sandbox.place("moving"), moving).unwrap();
+        // It pushes to a directory of the test's, beyond the workspace.
+        let outcome = run_armed(&mut sandbox, false).await;
+        if let Some(text) = expected {
+            assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+            assert_eq!(found(&sandbox), [text]);
+        } else {
+            let message = failed(&outcome, FailureKind::Conflict);
+            assert!(message.contains("another commit in the workspace"), "{message}");
+        }
+    }
 }

@@ -123,7 +123,8 @@ pub(crate) fn launch(
         let fault = match work.await {
             Ok(Ok(())) => None,
             Ok(Err(fault)) => Some(described(&fault)),
-            Err(error) => error.is_panic().then(|| error.to_string()),
+            // Its message may hold anything; the log has it, without live secrets.
+            Err(error) => error.is_panic().then(|| "it panicked".to_owned()),
         };
         if let Some(fault) = fault {
             let epoch = first.with_number(epoch.load(Ordering::Relaxed));

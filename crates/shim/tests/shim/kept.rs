@@ -121,7 +121,8 @@ def prompt(uuid, text, number):
     assert_published(&sandbox, &outcome);
     assert!(outcome.kept, "{}", sandbox.shim_log());
     let agent = last_agent(&sandbox);
-    assert_eq!(sandbox.states(), ['T'], "it is held");
+    // A process that is told to stop may be at work for a moment yet.
+    wait_for(&sandbox, |states| states == ['T']).await;
 
     // Nothing is acknowledged, so the agent has no prompt; it dies once it is let go.
     sandbox.gateway.with(|state| state.hold = Some(paths::JOURNAL));
@@ -129,6 +130,8 @@ def prompt(uuid, text, number):
     sandbox.deliver(second.clone());
     wait_for(&sandbox, |states| !states.contains(&'T')).await;
     kill(Pid::from_raw(agent), Signal::SIGKILL).unwrap();
+    // The shim has heard of its end when it is gone altogether.
+    wait_for(&sandbox, |_| kill(Pid::from_raw(agent), None).is_err()).await;
     sandbox.gateway.with(|state| state.hold = None);
     let outcome = sandbox.outcome(&second.run).await;
     assert_published(&sandbox, &outcome);
@@ -171,6 +174,6 @@ def prompt(uuid, text, number):
     sandbox.deliver(third.clone());
     assert!(sandbox.outcome(&third.run).await.kept);
     assert_ne!(last_agent(&sandbox), agent);
-    assert_eq!(sandbox.states(), ['T'], "what lived there has ended");
+    wait_for(&sandbox, |states| states == ['T']).await;
     sandbox.exit().await;
 }

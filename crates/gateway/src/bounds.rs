@@ -211,7 +211,8 @@ pub(crate) const EGRESS_CONNECTIONS: usize = 32;
 pub(crate) const EGRESS_TOTAL: u64 = 20_000;
 /// Kinds of uses of one run: hosts, ports and methods. Each name that is looked up can carry a message, so that names end.
 pub(crate) const EGRESS_TARGETS: usize = 500;
-/// Kinds of denials of one run that are told one by one.
+/// Kinds of denials of one run that are told one by one. Of what is denied beyond that, the first of each reason, way, and kind of
+/// address that is not public.
 pub(crate) const EGRESS_DENIALS: usize = 200;
 /// Kinds of uses in one event.
 pub(crate) const EGRESS_USED_ITEMS: usize = 100;

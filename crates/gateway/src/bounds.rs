@@ -142,8 +142,10 @@ pub(crate) const WORDS: Duration = Duration::from_secs(5);
 pub(crate) const GIVE_UP_S: u32 = 3600;
 /// Bytes of text that are estimated at one token.
 pub(crate) const BYTES_PER_TOKEN: usize = 4;
-/// Name of a model, in bytes.
+/// Name of a model as it is kept, in bytes.
 pub(crate) const MODEL_NAME_BYTES: usize = 128;
+/// The same as it is read: a longer one is none. Secrets are looked for in it before it is cut.
+pub(crate) const MODEL_NAME_READ_BYTES: usize = 4096;
 
 /// Bytes that the sandbox of one run may be given in answer to fetches (16 GiB), as its tools may receive from outside.
 pub(crate) const FETCHED_BYTES: u64 = EGRESS_RECEIVED_BYTES;

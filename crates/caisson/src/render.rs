@@ -261,7 +261,9 @@ fn denied(data: &Value) -> String {
     let times = count.map(|count| format!(" ({count} times)")).unwrap_or_default();
     let rule = data["rule"].as_str().map(|rule| format!("; {} = \"{}\"", text(data, "setting"), clean(rule)));
     let rule = rule.unwrap_or_default();
-    format!("denied the way to {}{port}: {}{rule}{times}", text(data, "host"), text(data, "reason"))
+    // What is told by its count alone has no host.
+    let host = if data["host"].is_null() { "others".to_owned() } else { text(data, "host") };
+    format!("denied the way to {host}{port}: {}{rule}{times}", text(data, "reason"))
 }
 
 /// A request to an MCP server that was refused.

@@ -150,6 +150,15 @@ fn a_denial_is_told_with_its_remedy_or_its_numbers() {
 }
 
 #[test]
+fn hosts_that_are_told_by_their_count_alone_are_others() {
+    let told = |data: Value| Account::new(false).tell(&event(1, 0, "egress.denied", data));
+    let one = told(json!({"host": "a.example", "port": 443, "reason": "not_allowed", "count": 1}));
+    assert!(one.trim_end().ends_with("denied the way to a.example:443: not_allowed"), "{one}");
+    let others = told(json!({"host": null, "port": null, "reason": "not_allowed", "count": 17}));
+    assert!(others.trim_end().ends_with("denied the way to others: not_allowed (17 times)"), "{others}");
+}
+
+#[test]
 fn a_sandbox_that_ended_alone_tells_of_the_work_in_it() {
     let mut account = Account::new(false);
     let killed = json!({"killed": true, "message": "its session's workspace is kept"});

@@ -94,6 +94,8 @@ async fn run(world: &World, body: &Value) -> Done {
     let run = world.api.wait_end(&id, END).await.unwrap();
     let events = world.api.events(&id).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
+    let denied: Vec<_> = events.iter().filter(|event| event["kind"] == "gateway.denied").collect();
+    assert!(denied.is_empty(), "nothing that shim and agent do by themselves is denied: {denied:?}");
     Done { run, events }
 }
 

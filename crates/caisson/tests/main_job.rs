@@ -83,6 +83,10 @@ async fn a_task_becomes_a_tested_commit_on_a_branch(ground: Ground) {
         assert_eq!(story.iter().filter(|seen| **seen == kind).count(), 1, "{kind} in {story:?}");
     }
     assert_eq!(story.last(), Some(&"run.finished"));
+    assert!(
+        !story.contains(&"gateway.denied"),
+        "nothing that shim and agent do by themselves is denied: {story:?}"
+    );
 
     let calls = world.model_calls();
     assert_eq!(run["usage"]["calls"].as_u64(), Some(calls.len() as u64));

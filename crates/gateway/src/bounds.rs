@@ -142,8 +142,10 @@ pub(crate) const WORDS: Duration = Duration::from_secs(5);
 pub(crate) const GIVE_UP_S: u32 = 3600;
 /// Bytes of text that are estimated at one token.
 pub(crate) const BYTES_PER_TOKEN: usize = 4;
-/// Name of a model, in bytes.
+/// Name of a model as it is kept, in bytes.
 pub(crate) const MODEL_NAME_BYTES: usize = 128;
+/// The same as it is read: a longer one is none. Secrets are looked for in it before it is cut.
+pub(crate) const MODEL_NAME_READ_BYTES: usize = 4096;
 
 /// Bytes that the sandbox of one run may be given in answer to fetches (16 GiB), as its tools may receive from outside.
 pub(crate) const FETCHED_BYTES: u64 = EGRESS_RECEIVED_BYTES;
@@ -211,7 +213,8 @@ pub(crate) const EGRESS_CONNECTIONS: usize = 32;
 pub(crate) const EGRESS_TOTAL: u64 = 20_000;
 /// Kinds of uses of one run: hosts, ports and methods. Each name that is looked up can carry a message, so that names end.
 pub(crate) const EGRESS_TARGETS: usize = 500;
-/// Kinds of denials of one run that are told one by one.
+/// Kinds of denials of one run that are told one by one. Of what is denied beyond that, the first of each reason, way, and kind of
+/// address that is not public.
 pub(crate) const EGRESS_DENIALS: usize = 200;
 /// Kinds of uses in one event.
 pub(crate) const EGRESS_USED_ITEMS: usize = 100;

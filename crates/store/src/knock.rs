@@ -42,6 +42,21 @@ pub struct CredentialVersion {
     pub version: i64,
 }
 
+/// A grant that opened nothing at the door of a sandbox which has its own, and in which a run is running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedGrant {
+    /// The run.
+    pub run: RunId,
+    /// Whether it is one of the sandbox's own, of another kind than was asked for.
+    pub is_own: bool,
+}
+
+/// All of them, if none is revoked: the agent's is first, when the sandbox begins to end.
+const OWN_GRANTS: &str = "select sandbox_grant.sandbox_id, sandbox_grant.hash, run.id as run_id \
+     from sandbox_grant join run on run.sandbox_id = sandbox_grant.sandbox_id and run.status = 'running' \
+     where sandbox_grant.sandbox_id = $1 and not exists (select 1 from sandbox_grant as gone \
+       where gone.sandbox_id = sandbox_grant.sandbox_id and gone.revoked_at_ms is not null)";
+
 const KNOCK: &str = "select sandbox_grant.sandbox_id, sandbox_grant.hash, run.id as run_id, run.project_id, \
      credential.id as credential_id, credential.version as credential_version \
      from sandbox_grant left join run on run.sandbox_id = sandbox_grant.sandbox_id and run.status = 'running' \
@@ -80,5 +95,29 @@ impl Store {
             run: DoorRun { id, project: columns.parse("project_id")? },
             model_credential: credential.map(version).transpose()?,
         })
+    }
+
+    /// For which run a refused grant, or none, was `presented` at the sandbox's door. None where no run is running or one of the sandbox's
+    /// own grants is revoked: whoever comes late has done nothing wrong.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn refused_grant(
+        &self,
+        sandbox: &SandboxId,
+        presented: Option<&TokenHash>,
+    ) -> Result<Option<RefusedGrant>, StoreError> {
+        let rows = sql::query(OWN_GRANTS).bind(sandbox.as_str()).fetch_all(self.reader()).await?;
+        let mut refused: Option<RefusedGrant> = None;
+        for row in &rows {
+            let columns = Columns::keyed("sandbox_grant", row, "sandbox_id")?;
+            let own = TokenHash::from_stored(columns.get("hash")?);
+            let matches = presented.is_some_and(|presented| own.matches(presented));
+            let before = refused.is_some_and(|before| before.is_own);
+            refused = Some(RefusedGrant { run: columns.parse("run_id")?, is_own: before || matches });
+        }
+        Ok(refused)
     }
 }

@@ -133,7 +133,7 @@ pub use idempotency::RepeatWindow;
 pub use inputs::{NewInput, RunInput, SendInput};
 pub use journal::{JournalAppend, JournalEffect, JournalEntry};
 pub use keys::{ApiKey, NewApiKey};
-pub use knock::{CredentialVersion, DoorRun, Knock};
+pub use knock::{CredentialVersion, DoorRun, Knock, RefusedGrant};
 pub use lost::Unowned;
 pub use messages::{MessageQueue, SendMessage};
 pub use moved::MovedOutside;

@@ -247,7 +247,10 @@ mod tests {
             ),
             denied(instead, "not_allowed", "egress.allow", "b.example:443"),
             denied(tunnel("e.example", 443), "host_mismatch", "", ""),
-            ("egress.denied", json!({"host": null, "port": null, "reason": "others", "count": 3})),
+            (
+                "egress.denied",
+                json!({"host": null, "port": null, "via": "tunnel", "reason": "not_allowed", "count": 3}),
+            ),
             ("note", tunnel("f.example", 443)),
         ]);
         assert_eq!(

@@ -21,7 +21,7 @@ use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::redaction;
+use super::{own, redaction};
 use crate::body::{self, Body, BodyFault};
 use crate::problem::{Refusal, bare};
 use crate::shared::Door;
@@ -59,8 +59,9 @@ struct Upload {
 
 pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
     let (run, name) = parse(request.uri().path())?;
-    let placed = door.shared.store.door_run(&door.sandbox).await.map_err(|error| Refusal::store(&error))?;
-    if placed.is_none_or(|placed| placed.id != run) && stands(Check::ArtifactRun) {
+    let (placed, is_own) = own::placed(door, &run).await?;
+    if !is_own && stands(Check::ArtifactRun) {
+        own::tell_other(door, "artifact", placed.as_ref(), &run).await;
         let message = "artifacts are kept for the run that is running in this sandbox and for no other";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "artifact_refused", message));
     }

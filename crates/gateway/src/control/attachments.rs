@@ -9,6 +9,7 @@ use caisson_domain::protocol::{ATTACHMENT_BUSY, paths};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
 
+use super::own;
 use super::transcript::pieces;
 use crate::body::{self, Body};
 use crate::git;
@@ -18,8 +19,9 @@ use crate::shared::Door;
 /// Answers an attachment of the run in the sandbox. It counts as under way until the sandbox has read it or is left.
 pub(super) async fn get(door: &Arc<Door>, path: &str) -> Result<Response<Body>, Refusal> {
     let (run, number) = parse(path)?;
-    let placed = door.shared.store.door_run(&door.sandbox).await.map_err(|error| Refusal::store(&error))?;
-    if placed.is_none_or(|placed| placed.id != run) && stands(Check::ArtifactRun) {
+    let (placed, is_own) = own::placed(door, &run).await?;
+    if !is_own && stands(Check::ArtifactRun) {
+        own::tell_other(door, "attachment", placed.as_ref(), &run).await;
         let message = "attachments are those of the run that is running in this sandbox and of no other";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "attachment_refused", message));
     }

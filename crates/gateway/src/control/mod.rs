@@ -7,6 +7,7 @@ mod deltas;
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod fuzz;
 mod journal;
+mod own;
 mod record;
 mod redaction;
 mod transcript;

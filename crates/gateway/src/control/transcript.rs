@@ -15,7 +15,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{heavy, read_body, redaction};
+use super::{heavy, own, read_body, redaction};
 use crate::body::{self, Body, BodyFault, Chunks};
 use crate::bounds::{CHUNK_BYTES, TRANSCRIPT_PUTS};
 use crate::git;
@@ -93,8 +93,9 @@ async fn placed(door: &Door, path: &str) -> Result<Named, Refusal> {
     let id: RunId = name
         .and_then(|name| name.parse().ok())
         .ok_or_else(|| Refusal::bad_request("the path does not name a run"))?;
-    let placed = door.shared.store.door_run(&door.sandbox).await.map_err(|error| Refusal::store(&error))?;
-    if placed.as_ref().is_none_or(|placed| placed.id != id) && stands(Check::ArtifactRun) {
+    let (placed, is_own) = own::placed(door, &id).await?;
+    if !is_own && stands(Check::ArtifactRun) {
+        own::tell_other(door, "transcript", placed.as_ref(), &id).await;
         return Err(refused());
     }
     Ok(Named { id, agent_started: placed.is_some_and(|placed| placed.agent_started) })

@@ -2,13 +2,15 @@
 //! no database.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_domain::egress::{RULE_PATH_BYTES, Rule, Target, Via, Wanted, common_path};
+use caisson_domain::egress::{Host, RULE_PATH_BYTES, Rule, Target, Via, Wanted, common_path};
 use caisson_domain::run::cut;
 use serde_json::{Value, json};
 
+use super::address;
 use super::fault::Fault;
 use super::policy::Ground;
 use crate::bounds::{EGRESS_DENIALS, EGRESS_TARGETS, EGRESS_USED_ITEMS, EXCERPT_BYTES};
@@ -59,6 +61,34 @@ struct Denial {
     untold: u64,
 }
 
+/// What is refused alike where there is no room for more kinds. The agent chooses none of it: all of it is of closed lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct OtherKey {
+    via: &'static str,
+    reason: &'static str,
+    /// Which addresses that are not public it is of, if it is.
+    inside: Option<&'static str>,
+}
+
+impl OtherKey {
+    fn of(via: &'static str, wanted: Option<&Wanted>, fault: &Fault) -> Self {
+        let inside = match (fault, wanted.map(|wanted| &wanted.target.host)) {
+            (Fault::PrivateAddress { what, .. }, _) => Some(*what),
+            (_, Some(Host::Address(address))) => address::refused(*address, &[]),
+            (_, Some(Host::Name(_)) | None) => None,
+        };
+        Self { via, reason: fault.reason(), inside }
+    }
+}
+
+/// Denials that were counted without their names.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Others {
+    /// Of the record in the audit log.
+    pub(super) subject: String,
+    pub(super) event: Value,
+}
+
 /// A first denial, or one like those before.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Noted {
@@ -72,8 +102,8 @@ pub(super) enum Noted {
 pub(super) struct Ledger {
     uses: BTreeMap<UseKey, Use>,
     denials: BTreeMap<DenialKey, Denial>,
-    /// Denials beyond [`EGRESS_DENIALS`] kinds.
-    others: u64,
+    /// Denials beyond [`EGRESS_DENIALS`] kinds: how many of each came behind the first, which was told, and were not told yet.
+    others: BTreeMap<OtherKey, u64>,
 }
 
 impl Ledger {
@@ -96,7 +126,7 @@ impl Ledger {
         Ok((Arc::clone(&entry.moved), entry.record.clone()))
     }
 
-    /// Counts a denial.
+    /// Counts a denial. Where there is no room for more kinds, the first of each reason and way is still told, with its host.
     pub(super) fn deny(&mut self, asked: &str, wanted: Option<&Wanted>, fault: &Fault) -> Noted {
         let method = wanted.and_then(|wanted| parts(&wanted.via).0);
         let target = wanted.map_or_else(|| asked.to_owned(), |wanted| wanted.target.to_string());
@@ -111,11 +141,19 @@ impl Ledger {
             }
             return Noted::Again;
         }
-        if self.denials.len() >= EGRESS_DENIALS {
-            self.others += 1;
-            return Noted::Again;
-        }
         let first = denied(&key.target, wanted, fault, 1);
+        if self.denials.len() >= EGRESS_DENIALS {
+            return match self.others.entry(OtherKey::of(via, wanted, fault)) {
+                Entry::Occupied(mut known) => {
+                    *known.get_mut() += 1;
+                    Noted::Again
+                }
+                Entry::Vacant(fresh) => {
+                    fresh.insert(0);
+                    Noted::First(first)
+                }
+            };
+        }
         let kept = wanted.cloned().map(|mut wanted| {
             if let Some(path) = path_of(&mut wanted.via) {
                 *path = cut(path, RULE_PATH_BYTES).to_owned();
@@ -163,14 +201,28 @@ impl Ledger {
                 told.push(denied(&key.target, denial.wanted.as_ref(), &denial.fault, count));
             }
         }
-        let others = std::mem::take(&mut self.others);
-        if others > 0 {
-            let message = format!("{others} more requests were refused, of more than {EGRESS_DENIALS} kinds");
-            told.push(
-                json!({"host": null, "port": null, "reason": "others", "message": message, "count": others}),
-            );
-        }
         told
+    }
+
+    /// The same of those for whose kinds there was no room.
+    pub(super) fn others(&mut self) -> Vec<Others> {
+        let counted = self.others.iter_mut().map(|(key, count)| (*key, std::mem::take(count)));
+        counted.filter(|(_, count)| *count > 0).map(|(key, count)| others(key, count)).collect()
+    }
+}
+
+fn others(key: OtherKey, count: u64) -> Others {
+    let OtherKey { via, reason, inside } = key;
+    let to = inside.map_or_else(String::new, |inside| format!(" to {inside}"));
+    let message = format!(
+        "requests{to} that were refused for this reason, behind the first of them: more than {EGRESS_DENIALS} kinds were refused, \
+         so they are told by their count alone"
+    );
+    let via = (!via.is_empty()).then_some(via);
+    let way = via.map_or_else(String::new, |via| format!(" {via}"));
+    Others {
+        subject: format!("others{to}{way} {reason} ({count} more)"),
+        event: json!({"host": null, "port": null, "via": via, "reason": reason, "message": message, "count": count}),
     }
 }
 

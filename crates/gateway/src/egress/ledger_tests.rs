@@ -107,17 +107,68 @@ fn a_refused_tunnel_is_told_with_what_a_rule_has_instead() {
     assert_eq!(told.get("instead"), None);
 }
 
-#[test]
-fn kinds_of_denials_end() {
+/// One that has no room for more kinds of denials, all of them of tunnels that no rule has.
+fn full() -> Ledger {
     let mut ledger = Ledger::default();
     for number in 0..EGRESS_DENIALS {
         let wanted = tunnel(&format!("h{number}.example"));
         assert!(matches!(ledger.deny("", Some(&wanted), &not_allowed(&wanted)), Noted::First(_)));
     }
-    let wanted = tunnel("one-too-many.example");
-    assert_eq!(ledger.deny("", Some(&wanted), &not_allowed(&wanted)), Noted::Again);
-    let told = ledger.repeated();
-    assert_eq!((told.len(), &told[0]["reason"], &told[0]["count"]), (1, &json!("others"), &json!(1)));
+    ledger
+}
+
+#[test]
+fn beyond_the_kinds_of_denials_the_first_of_each_reason_and_way_has_its_name() {
+    let mut ledger = full();
+    let mut host = |wanted: &Wanted, fault: &Fault| match ledger.deny("", Some(wanted), fault) {
+        Noted::First(told) => told["host"].as_str().map(str::to_owned),
+        Noted::Again => None,
+    };
+    let known = tunnel("h0.example");
+    assert_eq!(host(&known, &not_allowed(&known)), None, "its kind has a place");
+    let inside = |address| Fault::PrivateAddress { address, what: "a private address" };
+    let private = inside([10, 0, 0, 1].into());
+    for (wanted, fault) in [
+        (tunnel("one.example"), not_allowed(&known)),
+        (get("one.example", "/"), not_allowed(&known)),
+        (tunnel("one.example"), Fault::NotInWorkflow { rule: String::new() }),
+        (tunnel("inside.example"), private.clone()),
+        (tunnel("169.254.169.254"), not_allowed(&known)),
+        (tunnel("10.0.0.1"), not_allowed(&known)),
+        (get("169.254.169.254", "/"), not_allowed(&known)),
+    ] {
+        assert_eq!(host(&wanted, &fault), Some(wanted.target.host.to_string()), "{wanted:?} {fault:?}");
+    }
+    let other = tunnel("other.example");
+    assert_eq!([host(&other, &not_allowed(&other)), host(&other, &private)], [None, None]);
+    assert_eq!(host(&tunnel("8.8.8.8"), &not_allowed(&known)), None, "a public address is no other kind");
+    let fault = Fault::BadRequest { reason: "it is strange".to_owned() };
+    assert!(matches!(ledger.deny("what", None, &fault), Noted::First(_)));
+}
+
+#[test]
+fn those_beyond_the_kinds_are_told_by_their_count_once() {
+    let mut ledger = full();
+    let mut deny =
+        |wanted: &Wanted| matches!(ledger.deny("", Some(wanted), &not_allowed(wanted)), Noted::First(_));
+    assert_eq!([deny(&tunnel("a.example")), deny(&tunnel("10.0.0.1"))], [true, true]);
+    assert_eq!(
+        [deny(&tunnel("b.example")), deny(&tunnel("c.example")), deny(&tunnel("10.0.0.2"))],
+        [false; 3]
+    );
+    assert!(ledger.repeated().is_empty());
+    let told = ledger.others();
+    let subjects: Vec<_> = told.iter().map(|others| others.subject.as_str()).collect();
+    assert_eq!(
+        subjects,
+        ["others tunnel not_allowed (2 more)", "others to a private address tunnel not_allowed (1 more)"]
+    );
+    let Others { event, .. } = &told[0];
+    assert_eq!(
+        (&event["host"], &event["via"], &event["reason"], &event["count"]),
+        (&Value::Null, &json!("tunnel"), &json!("not_allowed"), &json!(2))
+    );
+    assert!(ledger.others().is_empty(), "once");
 }
 
 #[test]

@@ -201,7 +201,7 @@ async fn refuse(
 ) -> Refusal {
     let refusal = fault.refusal(asked);
     if fault.is_denial() {
-        egress.deny(&door.shared.store, asked, wanted, &fault).await;
+        egress.deny(&door.shared, asked, wanted, &fault).await;
     } else {
         let data = json!({
             "upstream": "egress", "kind": refusal.code, "status": refusal.status.as_u16(), "message": refusal.message,

@@ -4,21 +4,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use caisson_domain::egress::Wanted;
+use caisson_domain::egress::{Target, Wanted};
 use caisson_domain::event::{EventKind, NewEvent};
 use caisson_domain::redact::ProjectSecrets;
 use caisson_domain::run::Run;
-use caisson_store::meters::DENIALS;
 use caisson_store::{MovedOutside, Store, StoreError};
+use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::fault::Fault;
-use super::ledger::{Ledger, Moved, Noted};
+use super::ledger::{Ledger, Moved, Noted, Others};
 use super::policy::Ground;
 use crate::bounds::{Bounds, EGRESS_CONNECTIONS};
 use crate::first::FirstUse;
-use crate::shared::{Door, event};
+use crate::shared::{Door, Shared, event};
 use crate::way::{self, Common, Way};
 
 /// One run's way outside, as long as this process serves it.
@@ -118,18 +118,20 @@ impl RunEgress {
     }
 
     /// Tells of a denial: the first of its kind by an event and in the audit log, those behind it by their count.
-    pub(super) async fn deny(&self, store: &Store, asked: &str, wanted: Option<&Wanted>, fault: &Fault) {
+    pub(super) async fn deny(&self, shared: &Shared, asked: &str, wanted: Option<&Wanted>, fault: &Fault) {
         let noted = self.ledger.lock().unwrap_or_else(PoisonError::into_inner).deny(asked, wanted, fault);
-        store.meters().add(&DENIALS, Vec::new(), 1);
+        shared.count_denied();
         let Noted::First(data) = noted else { return };
         let subject = wanted.map_or_else(|| "unreadable".to_owned(), |wanted| wanted.target.to_string());
         let subject = format!("{subject} {}", fault.reason());
+        self.record_denied(&shared.store, &subject, wanted.map(|wanted| &wanted.target), &data).await;
+    }
+
+    /// Writes a denial to the audit log and as an event.
+    async fn record_denied(&self, store: &Store, subject: &str, target: Option<&Target>, data: &Value) {
         let Common { run, secrets, .. } = &self.common;
-        let audited = self
-            .common
-            .audit(store, ("egress.deny", "denied"), &subject, wanted.map(|wanted| &wanted.target))
-            .await;
-        let told = store.append_gateway_event(run, event(secrets, EventKind::EgressDenied, &data)).await;
+        let audited = self.common.audit(store, ("egress.deny", "denied"), subject, target).await;
+        let told = store.append_gateway_event(run, event(secrets, EventKind::EgressDenied, data)).await;
         if let Err(error) = audited.and(told) {
             tracing::warn!(run.id = %run, error = %error, "a denied connection of {run} was not written down");
         }
@@ -144,20 +146,25 @@ impl Way for RunEgress {
     /// At the end also how often was denied what was told of once.
     async fn tell_moved(&self, store: &Store, last: bool) {
         let Common { run, secrets, .. } = &self.common;
-        let events: Vec<NewEvent> = {
+        let (events, others) = {
             let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
             let used = ledger.used().into_iter().map(|data| event(secrets, EventKind::EgressUsed, &data));
-            let mut events: Vec<_> = used.collect();
+            let mut events: Vec<NewEvent> = used.collect();
+            let mut others = Vec::new();
             if last {
                 let repeated = ledger.repeated();
                 events.extend(repeated.iter().map(|data| event(secrets, EventKind::EgressDenied, data)));
+                others = ledger.others();
             }
-            events
+            (events, others)
         };
         for told in events {
             if let Err(error) = store.append_gateway_event(run, told).await {
                 tracing::warn!(run.id = %run, error = %error, "what {run} moved was not written down");
             }
+        }
+        for Others { subject, event } in others {
+            self.record_denied(store, &subject, None, &event).await;
         }
     }
 }

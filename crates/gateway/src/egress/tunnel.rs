@@ -30,7 +30,7 @@ pub(super) async fn carry(door: Arc<Door>, upgrade: OnUpgrade, outside: TcpStrea
     if let Err(fault) = ended {
         tracing::debug!(sandbox.id = %door.sandbox, fault = ?fault, "a tunnel of {} was cut", door.sandbox);
         if matches!(fault, Fault::TooMuchSent { .. } | Fault::TooMuchReceived { .. }) {
-            passage.egress().deny(&door.shared.store, "an open tunnel", None, &fault).await;
+            passage.egress().deny(&door.shared, "an open tunnel", None, &fault).await;
         }
     }
 }

@@ -281,8 +281,9 @@ pub(crate) async fn answer(
 }
 
 async fn serve(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Result<Response<Body>, Refusal> {
-    let operation = operation(request.method(), rest, request.uri().query())?;
-    let run = grants::agent(door, request.headers()).await?;
+    let run = grants::agent(door, "git", request.headers()).await?;
+    let found = operation(request.method(), rest, request.uri().query());
+    let operation = remote::told(door, &run, rest, found).await?;
     let Some(repository) = &run.spec.repository else {
         let message = "this run has no repository; name one when you create a run";
         return Err(Refusal::new(StatusCode::FORBIDDEN, "no_repository", message));

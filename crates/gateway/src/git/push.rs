@@ -70,7 +70,15 @@ pub(super) async fn answer(
     mut exchange: Exchange,
 ) -> Result<Response<Body>, Refusal> {
     let shared = &door.shared;
-    let (section, rest) = read_section(&mut exchange.chunks).await?;
+    let (section, rest) = match read_section(&mut exchange.chunks).await {
+        Ok(read) => read,
+        Err(Unread::Refused(refusal)) => return Err(refusal),
+        Err(Unread::Denied(message)) => {
+            let data = json!({"what": "push", "rule": "unreadable", "remedy": message});
+            door.tell(&run.id, EventKind::GatewayDenied, data).await;
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, "push_refused", message));
+        }
+    };
     let Some(command) = section.commands.first() else {
         // Git asks with an empty push whether a large one is welcome.
         let chunks = stream::empty().boxed();
@@ -102,21 +110,27 @@ pub(super) async fn answer(
     })
 }
 
+/// Why a push's commands were not read.
+enum Unread {
+    /// They did not come.
+    Refused(Refusal),
+    /// They are none that git writes, in a sentence.
+    Denied(String),
+}
+
 /// The commands, and the bytes behind them that came along.
-async fn read_section(chunks: &mut Chunks) -> Result<(Section, Bytes), Refusal> {
+async fn read_section(chunks: &mut Chunks) -> Result<(Section, Bytes), Unread> {
     let mut reader = SectionReader::default();
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| refused_body(error, COMMAND_SECTION_BYTES as u64))?;
+        let refused = |error| Unread::Refused(refused_body(error, COMMAND_SECTION_BYTES as u64));
+        let chunk = chunk.map_err(refused)?;
         match reader.push(&chunk) {
             Ok(None) => {}
             Ok(Some(found)) => return Ok(found),
-            Err(error) => {
-                let message = format!("the push cannot be read: {error}");
-                return Err(Refusal::new(StatusCode::BAD_REQUEST, "push_refused", message));
-            }
+            Err(error) => return Err(Unread::Denied(format!("the push cannot be read: {error}"))),
         }
     }
-    Err(Refusal::new(StatusCode::BAD_REQUEST, "push_refused", "the push ended before its commands did"))
+    Err(Unread::Denied("the push ended before its commands did".to_owned()))
 }
 
 fn too_large(push: &Push, bytes: u64) -> Denial {

@@ -91,7 +91,7 @@ struct Asked {
 
 /// Answers a request below `/mcp/`; `rest` is what follows it.
 pub(crate) async fn answer(door: &Arc<Door>, request: Request<Incoming>, rest: &str) -> Response<Body> {
-    let refused = match grants::agent(door, request.headers()).await {
+    let refused = match grants::agent(door, "mcp", request.headers()).await {
         Ok(run) => match serve(door, &run, request, rest).await {
             Ok(response) => return response,
             Err(refusal) => refusal,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use caisson_domain::budget::OverBudget;
 use caisson_domain::id::UsageId;
+use caisson_domain::run::cut;
 use caisson_domain::usage::TokenCounts;
 use caisson_store::{BeginCall, CallExtension, DoorRun, ExtendCall, NewModelCall, SettledCall, StoreError};
 use tokio::time::{Instant, timeout};
@@ -244,12 +245,11 @@ async fn reserve(shared: &Shared, run: &DoorRun, ask: Ask, reply: &mut Reply) ->
     })
 }
 
-/// A model's name as it is stored and shown: a request may name a secret in its place. Of one that was cut at its bound the
-/// beginning of a secret at the end goes too.
+/// A model's name as it is stored and shown: a request may name a secret in its place. Whole secrets go before it is cut, and no
+/// beginning of one does: whoever reads names would learn of each guess whether it is right.
 fn kept_model(shared: &Shared, run: &DoorRun, name: &str) -> String {
     let redactor = shared.secrets.of(&run.project).redactor();
-    let kept = if name.len() < MODEL_NAME_BYTES { redactor.text(name) } else { redactor.cut_text(name) };
-    kept.into_owned()
+    cut(&redactor.text(name), MODEL_NAME_BYTES).to_owned()
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -3,7 +3,7 @@
 use caisson_domain::usage::{PriceTable, TokenCounts};
 use serde_json::value::RawValue;
 
-use super::meter::model_name;
+use super::meter::{UNKNOWN_MODEL, model_name};
 use super::usage::{is_plain_geo, is_plain_speed};
 use crate::bounds::{
     BYTES_PER_TOKEN, OUTPUT_ESTIMATE_TOKENS, OUTPUT_LAST_TOKENS, OUTPUT_SLICE_TOKENS, OUTPUT_UNSTATED_TOKENS,
@@ -138,7 +138,7 @@ pub(super) fn peek(body: &[u8]) -> Ask {
     let output_most = said.max_tokens.and_then(|most| most.get().parse().ok()).filter(|most: &i64| *most > 0);
     let output = output_most.map_or(OUTPUT_ESTIMATE_TOKENS, |most| most.min(OUTPUT_ESTIMATE_TOKENS));
     let ask = Ask {
-        model: model.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned()),
+        model: model.filter(|name| !name.is_empty()).unwrap_or_else(|| UNKNOWN_MODEL.to_owned()),
         estimate: TokenCounts { input, output, ..TokenCounts::default() },
         streamed: said.stream.is_some_and(|stream| stream.get() == "true"),
         output_most,

@@ -6,7 +6,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use super::ask::peek;
 use super::meter::{Meter, Reading};
 use super::provider::wanted;
-use crate::bounds::{MODEL_NAME_BYTES, USAGE_PARTS};
+use crate::bounds::{MODEL_NAME_READ_BYTES, USAGE_PARTS};
 use crate::fuzz::cut;
 
 fn reading(bytes: &[u8], size: usize, (kind, encoding): (&'static str, &'static str)) -> Reading {
@@ -28,7 +28,7 @@ pub fn model_reply(data: &[u8]) {
     for kind in ["text/event-stream", "application/json"] {
         let whole = reading(bytes, bytes.len().max(1), (kind, "identity"));
         assert_eq!(reading(bytes, size, (kind, "identity")), whole, "{kind}");
-        assert!(whole.model.as_ref().is_none_or(|model| model.len() <= MODEL_NAME_BYTES));
+        assert!(whole.model.as_ref().is_none_or(|model| model.len() <= MODEL_NAME_READ_BYTES));
         assert!(whole.parts.len() <= USAGE_PARTS);
         for tokens in whole.tokens.iter().chain(whole.parts.iter().map(|part| &part.tokens)) {
             let read = [tokens.input, tokens.output, tokens.cache_read];
@@ -53,7 +53,7 @@ pub fn model_request(data: &[u8]) {
                 .is_ok()
         );
     }
-    assert!(ask.model.len() <= MODEL_NAME_BYTES);
+    assert!(ask.model.len() <= MODEL_NAME_READ_BYTES);
     assert!(ask.estimate.input >= 0 && ask.estimate.output >= 0, "{:?}", ask.estimate);
 }
 

@@ -15,8 +15,11 @@ use serde_json::value::RawValue;
 
 use super::sse::Parser;
 use super::usage::{self, Part};
-use crate::bounds::{BYTES_PER_TOKEN, JSON_COPY_BYTES, MODEL_NAME_BYTES};
+use crate::bounds::{BYTES_PER_TOKEN, JSON_COPY_BYTES, MODEL_NAME_READ_BYTES};
 use crate::members::{each_member, text};
+
+/// What a model is called that has no name of its own.
+pub(super) const UNKNOWN_MODEL: &str = "unknown";
 
 /// What a reply told about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -241,9 +244,10 @@ fn take_message(reading: &mut Reading, message: &[u8]) {
     }
 }
 
-/// A model's name fit to be kept: printable ASCII within its bound.
+/// A model's name as it is read: printable ASCII, and [`UNKNOWN_MODEL`] if it is longer than any.
 pub(super) fn model_name(text: &str) -> String {
-    text.chars().filter(char::is_ascii_graphic).take(MODEL_NAME_BYTES).collect()
+    let name: String = text.chars().filter(char::is_ascii_graphic).take(MODEL_NAME_READ_BYTES + 1).collect();
+    if name.len() > MODEL_NAME_READ_BYTES { UNKNOWN_MODEL.to_owned() } else { name }
 }
 
 #[cfg(test)]

@@ -126,9 +126,11 @@ fn the_copy_of_a_whole_reply_is_bounded() {
 }
 
 #[test]
-fn a_models_name_is_kept_printable_and_short() {
+fn a_models_name_is_read_printable_and_within_its_bound() {
     assert_eq!(model_name("a b\n\u{e4}c"), "abc");
-    assert_eq!(model_name(&"m".repeat(MODEL_NAME_BYTES + 1)).len(), MODEL_NAME_BYTES);
+    let longest = "m".repeat(MODEL_NAME_READ_BYTES);
+    assert_eq!([model_name(&longest), model_name(&format!("{longest} "))], [longest.as_str(), &longest]);
+    assert_eq!(model_name(&format!("{longest}m")), UNKNOWN_MODEL);
 }
 
 proptest! {

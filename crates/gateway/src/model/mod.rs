@@ -103,6 +103,9 @@ async fn forward(
     let call = match request::route(request.method(), rest) {
         Some(route) if route != Route::Head => prepare(door, request, route, rest).await?,
         other => {
+            if other == Some(Route::Head) {
+                grants::not_bare(request.headers())?;
+            }
             grants::knock(door, request.headers()).await?;
             return other.map(|_| bare(StatusCode::OK)).ok_or_else(|| {
                 let message =

@@ -2,11 +2,12 @@
 //! beside the message, such as summing the conversation up first or asking another model: that stands in `iterations` alone,
 //! where each item says what one pass over the input came to, and of which model if it was another one.
 
+use caisson_domain::run::cut;
 use caisson_domain::usage::TokenCounts;
 use serde_json::value::RawValue;
 
 use super::meter::{Reading, model_name};
-use crate::bounds::USAGE_PARTS;
+use crate::bounds::{MODEL_NAME_BYTES, USAGE_PARTS};
 use crate::members::{each_item, each_member, text};
 
 /// Kinds of `iterations` that cost what their tokens cost.
@@ -42,8 +43,10 @@ fn parts(reading: &mut Reading, list: &RawValue) -> Vec<Part> {
         let told = Told::of(item).unwrap_or_default();
         let known = told.kind.and_then(text).is_some_and(|kind| KINDS.contains(&kind.as_ref()));
         reading.unpriced |= told.unpriced || !known;
-        let mut part =
-            Part { model: told.model.and_then(text).map(|name| model_name(&name)), ..Part::default() };
+        // Only a price is looked up by it.
+        let model =
+            told.model.and_then(text).map(|name| cut(&model_name(&name), MODEL_NAME_BYTES).to_owned());
+        let mut part = Part { model, ..Part::default() };
         told.counts.put_into(&mut part.tokens);
         if parts.len() < USAGE_PARTS {
             parts.push(part);

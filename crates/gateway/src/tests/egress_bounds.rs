@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::outside::{Outside, Tool, ask, denials, finish, head, setup, tunnel, uses};
 use super::support::{Setup, World, eventually, run_spec};
-use crate::bounds::{Bounds, EGRESS_ADDRESSES, EGRESS_CONNECTIONS};
+use crate::bounds::{Bounds, EGRESS_ADDRESSES, EGRESS_CONNECTIONS, EGRESS_DENIALS};
 
 const REPLY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const SHORT: Duration = Duration::from_millis(100);
@@ -281,6 +281,41 @@ async fn the_outcome_of_a_run_cuts_its_way_outside_and_tells_the_rest() {
     assert_eq!(uses(&world, &sandbox).await.len(), 1);
     let answer = ask(&sandbox, &format!("CONNECT {target}"), "").await;
     assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("egress_run_over"), "{answer}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_denial_behind_many_others_is_told_and_audited_by_its_name_and_those_that_are_not_by_their_count() {
+    let (world, sandbox, _outside, target) = world(Bounds::default()).await;
+    assert_eq!(tunnel(&sandbox, &target).await.say("hello").await, "hello");
+    for number in 0..=EGRESS_DENIALS {
+        ask(&sandbox, &format!("CONNECT n{number}.example:443"), "").await;
+    }
+    for line in ["CONNECT evil.example:443", "CONNECT 169.254.169.254:80", "GET http://evil.example/"] {
+        assert!(ask(&sandbox, line, "").await.contains("egress_not_allowed"), "{line}");
+    }
+    let hosts = |told: &[serde_json::Value]| -> Vec<String> {
+        told[EGRESS_DENIALS..].iter().map(|event| event["host"].to_string()).collect()
+    };
+    let first = [r#""n200.example""#, r#""169.254.169.254""#, r#""evil.example""#];
+    assert_eq!(hosts(&denials(&world, &sandbox).await), first);
+    finish(&sandbox).await;
+    let told = denials(&world, &sandbox).await;
+    assert_eq!(hosts(&told)[first.len()..], ["null"], "evil.example by a tunnel is one of the others");
+    assert_eq!(told.last().unwrap()["count"], 1);
+    let records: Vec<_> =
+        world.audit().await.into_iter().filter(|record| record.0 == "egress.deny").collect();
+    let subjects: Vec<&str> = records.iter().map(|record| record.1.as_str()).collect();
+    assert_eq!(
+        subjects[EGRESS_DENIALS..],
+        [
+            "n200.example:443 not_allowed",
+            "169.254.169.254:80 not_allowed",
+            "evil.example:80 not_allowed",
+            "others tunnel not_allowed (1 more)",
+        ]
+    );
+    assert_eq!((records[201].3.as_deref(), records[203].3.as_deref()), (Some("169.254.169.254"), None));
     world.stop().await;
 }
 

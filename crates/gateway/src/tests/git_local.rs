@@ -302,7 +302,10 @@ async fn only_gits_smart_protocol_and_only_origin_are_behind_the_door() {
     let of = |method: Method, path: &'static str| fetch(sandbox.request(method, path, &sandbox.agent));
     assert_eq!(of(Method::GET, "/git/origin/info/refs").await.code(), "dumb_protocol");
     assert_eq!(of(Method::GET, "/git/origin/HEAD").await.status, 404);
+    assert!(world.events(&sandbox.run.id, EventKind::GatewayDenied).await.is_empty());
     assert_eq!(of(Method::GET, "/git/other/info/refs?service=git-upload-pack").await.status, 404);
+    let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await.pop().unwrap();
+    assert_eq!((&denied["what"], &denied["rule"]), (&"git".into(), &"other_repository".into()));
     assert_eq!(of(Method::POST, "/git/origin/git-upload-archive").await.status, 404);
     assert_eq!(of(Method::GET, "/git/origin/info/refs?service=git-upload-pack").await.status, OK);
     world.stop().await;

@@ -126,11 +126,17 @@ async fn what_is_no_push_is_refused_before_anything_is_forwarded() {
     ] {
         let reply = post(bad.clone().into_bytes()).await;
         assert_eq!((reply.status, reply.code().as_str()), (400, "push_refused"), "{bad}");
+        let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await.pop().unwrap();
+        assert_eq!((&denied["what"], &denied["rule"]), (&"push".into(), &"unreadable".into()), "{bad}");
+        assert_eq!(denied["remedy"], reply.json()["message"]);
     }
+    let count = world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len();
+    assert_eq!(count, 7);
     // How git asks whether a large push is welcome.
     let probe = post(b"0000".to_vec()).await;
     assert_eq!((probe.status, probe.body.len()), (OK, 0));
     assert_eq!(probe.headers["content-type"], "application/x-git-receive-pack-result");
+    assert_eq!(world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len(), count);
     assert_eq!(refs(&bare).await, before);
     world.stop().await;
 }

@@ -254,6 +254,27 @@ async fn a_model_that_is_named_like_a_secret_is_stored_without_it() {
 }
 
 #[tokio::test]
+async fn a_models_name_answers_no_guess_of_a_secret_and_shows_no_part_of_a_whole_one() {
+    let bound = crate::bounds::MODEL_NAME_BYTES;
+    let guess = "m".repeat(bound - 13) + &TOKEN[..13];
+    let beyond = "m".repeat(bound - 8);
+    let most = crate::bounds::MODEL_NAME_READ_BYTES;
+    for (name, kept) in [
+        (guess.clone(), guess.clone()),
+        (guess.clone() + "x", guess.clone()),
+        (format!("{}{TOKEN}", &beyond[..bound - 32]), format!("{}{MARKER}", &beyond[..bound - 32])),
+        // It ends behind what is kept, and far behind it.
+        (format!("{beyond}{TOKEN}"), format!("{beyond}{}", &MARKER[..8])),
+        (format!("{beyond}{TOKEN}{}", "m".repeat(2000)), format!("{beyond}{}", &MARKER[..8])),
+        ("m".repeat(most + 1), "unknown".to_owned()),
+    ] {
+        let (world, names) = model_names(&name, &name).await;
+        assert_eq!(names, [kept], "{name}");
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn hosts_that_are_named_like_a_secret_are_told_and_audited_without_it() {
     const SECRET: &str = "reg-canary-5d0c1e77ab";
     let world = World::new().await;

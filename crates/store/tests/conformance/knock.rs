@@ -2,7 +2,7 @@
 
 use caisson_domain::credential::CredentialKind;
 use caisson_domain::run::RunStatus;
-use caisson_store::{Actor, DoorRun, Finish, Knock, NewCredential, SandboxState};
+use caisson_store::{Actor, DoorRun, Finish, Knock, NewCredential, RefusedGrant, SandboxState};
 
 use crate::credentials::{oauth, settings, value};
 use crate::fixture::{Fixture, project};
@@ -10,6 +10,7 @@ use crate::fixture::{Fixture, project};
 conformance! {
     an_agents_grant_opens_its_own_sandbox_for_the_run_that_runs_in_it,
     a_grant_opens_nothing_once_its_run_or_its_sandbox_has_ended,
+    a_refused_grant_is_told_apart_while_a_run_is_running_and_the_sandbox_has_its_own,
     a_knock_tells_of_the_projects_newest_model_credential_and_its_version,
 }
 
@@ -36,6 +37,29 @@ async fn a_grant_opens_nothing_once_its_run_or_its_sandbox_has_ended(fixture: Fi
     assert_eq!(knock().await, Knock::NoRun);
     assert!(fixture.store.set_sandbox_state(&placed.sandbox, SandboxState::Stopping).await.unwrap());
     assert_eq!(knock().await, Knock::Refused);
+}
+
+async fn a_refused_grant_is_told_apart_while_a_run_is_running_and_the_sandbox_has_its_own(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    fixture.queued().await;
+    let claimed = fixture.claim().await;
+    let other = fixture.place(claimed, 2).await;
+    let told = async |grant: Option<&caisson_domain::grant::Token>| {
+        let hash = grant.map(caisson_domain::grant::Token::hash);
+        fixture.store.refused_grant(&placed.sandbox, hash.as_ref()).await.unwrap()
+    };
+    let refused = |is_own| Some(RefusedGrant { run: placed.run.id.clone(), is_own });
+    assert_eq!(
+        [told(Some(&placed.control)).await, told(Some(&placed.agent)).await],
+        [refused(true), refused(true)]
+    );
+    assert_eq!([told(Some(&other.agent)).await, told(None).await], [refused(false), refused(false)]);
+    assert!(fixture.store.set_sandbox_state(&other.sandbox, SandboxState::Stopping).await.unwrap());
+    let late = fixture.store.refused_grant(&other.sandbox, Some(&other.agent.hash())).await.unwrap();
+    assert_eq!(late, None, "its run is running, and its grants are revoked");
+    let finish = Finish { status: RunStatus::Failed, failure: None, result: None };
+    assert!(fixture.store.finish(&placed.run.id, placed.epoch, &finish).await.unwrap());
+    assert_eq!(told(Some(&other.agent)).await, None, "no run is running");
 }
 
 async fn a_knock_tells_of_the_projects_newest_model_credential_and_its_version(fixture: Fixture) {

@@ -56,9 +56,9 @@ def false_usage(own_control_grant, own_run, cost, tokens):
     return append_at_the_end(own_control_grant, run=own_run, attempt=1, kind="line", data={"line": json.dumps(line)})
 
 
-def audit_log(own_control_grant, own_run, denied, token):
+def audit_log(own_control_grant, own_run, denied, behind, token):
     """Whatever could change what is recorded: requests by odd and by very long names before and behind one that has to be recorded,
-    entries that are called as records are, and a note."""
+    more of them than are told by name before another one that has to be, entries that are called as records are, and a note."""
     told = []
 
     def tried(what, call, *arguments, **fields):
@@ -74,6 +74,8 @@ def audit_log(own_control_grant, own_run, denied, token):
     tried("denied", ask, "GET", f"http://{denied}/{token}", denied)
     for number in range(300):
         tried("many", ask, "GET", f"http://n{number}.example/", f"n{number}.example")
+        tried("many", tunnel, f"n{number}.example:443", token)
+    tried("behind", tunnel, behind, token)
     for name in odd:
         ref = f"refs/heads/{token}{name}".encode()
         body = line(b"0" * 40 + b" " + b"1" * 40 + b" " + ref + b"\0 report-status\n") if len(ref) < 60_000 else b"ffff" + ref

@@ -39,7 +39,7 @@ pub(super) fn export(world: &World) -> anyhow::Result<Vec<String>> {
     Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
 }
 
-/// What came of an attempt at the log, which was `before`: refused as `KEPT` if it is whole, nothing is missing, and nothing is in
+/// What came of an attempt at the log, which was `before`: refused as `KEPT` if it is whole, what was `denied` is there, and nothing is in
 /// it that the server has not seen itself. That a change would have been noticed is shown by making one.
 ///
 /// # Errors
@@ -47,7 +47,7 @@ pub(super) fn export(world: &World) -> anyhow::Result<Vec<String>> {
 pub(super) fn seen(
     world: &World,
     before: &[String],
-    (token, denied): (&str, &str),
+    (token, denied): (&str, [&str; 2]),
     said: &Verdict,
 ) -> anyhow::Result<Verdict> {
     let through = |how: String| Ok(Verdict::Through(how));
@@ -73,10 +73,12 @@ pub(super) fn seen(
             return through(format!("{name} of a record is longer than {TEXT_BYTES} bytes"));
         }
     }
-    let host = denied.split(':').next().unwrap_or_default();
-    let is_there = |record: &&Value| record["action"] == "egress.deny" && record.to_string().contains(host);
-    if !records.iter().any(|record| is_there(&record)) {
-        return through(format!("what was denied to {host} is not recorded"));
+    for target in denied {
+        let host = target.split(':').next().unwrap_or_default();
+        let is_there = |record: &Value| record["action"] == "egress.deny" && record["host"] == host;
+        if !records.iter().any(is_there) {
+            return through(format!("what was denied to {host} is not recorded"));
+        }
     }
     tamper(world)?;
     let noticed = !operator(world, "verify")?.status.success();

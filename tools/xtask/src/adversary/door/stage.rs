@@ -134,7 +134,13 @@ impl Stage<'_> {
             }
             Sees::Audit => {
                 tokio::time::sleep(SEEN).await;
-                ledger::seen(world, &scene.audit, (token, &scene.values["denied"]), &said)?
+                let denied = ["denied", "behind"];
+                ledger::seen(
+                    world,
+                    &scene.audit,
+                    (token, denied.map(|name| scene.values[name].as_str())),
+                    &said,
+                )?
             }
             Sees::Outcome => {
                 let run = world.api.wait_end(&scene.run, WAIT).await?;
@@ -265,6 +271,8 @@ impl Stage<'_> {
             ("web", format!("web.example:{port}")),
             ("tunnel", format!("tunnel.example:{port}")),
             ("denied", format!("other.example:{port}")),
+            // Of a kind that no other attempt asks for, so that its denial is told by name behind however many others.
+            ("behind", format!("192.88.99.7:{port}")),
             ("private", format!("inside.example:{port}")),
             ("private6", format!("six.example:{port6}")),
             ("framed", format!("framed.example:{}", self.surroundings.framed)),

@@ -348,7 +348,7 @@ pub(crate) const ALL: &[Attempt] = &[
     },
     Attempt {
         name: "record.audit_log",
-        arguments: &[STOLEN, "own_run={own_run}", "denied={denied}", "token={token}"],
+        arguments: &[STOLEN, "own_run={own_run}", "denied={denied}", "behind={behind}", "token={token}"],
         walls: &[wall(Check::AuditSource, &["KEPT"])],
         sees: Sees::Audit,
     },

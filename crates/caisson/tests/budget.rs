@@ -92,9 +92,9 @@ async fn a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept(gro
     world.wait_tidy().await.unwrap();
 }
 
-/// Spends 16 cents, of which 14 in one reply, is then inside a tool for a second, and goes on as it is told or not told.
+/// Spends 16 cents, of which 14 in one reply, is then inside a tool for some seconds, and goes on as it is told or not told.
 fn spends(told: &Value) -> Value {
-    let wait = "python3 -c 'import time; time.sleep(1)'";
+    let wait = "python3 -c 'import time; time.sleep(3)'";
     json!({"prompts": [
         [
             {"tool": {"name": "Write", "input": {"file_path": "$CWD/half.txt", "content": "half done\n"}},

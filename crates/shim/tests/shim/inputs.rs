@@ -46,7 +46,7 @@ pub(crate) fn texts(sandbox: &Sandbox) -> Vec<String> {
 #[tokio::test]
 async fn what_is_queued_has_turns_of_its_own_in_order_before_the_work_is_published() {
     let scenario = json!({ "prompts": [
-        [bash("printf 'two\\n' >> a.txt && python3 -c 'import time; time.sleep(1)'"), { "text": "First." }],
+        [bash("printf 'two\\n' >> a.txt && python3 -c 'import time; time.sleep(3)'"), { "text": "First." }],
         { "when_prompt_contains": "AND-THREE", "steps": [bash("printf 'three\\n' >> a.txt"), { "text": "Second." }] },
         { "when_prompt_contains": "AND-FOUR", "steps": [
             bash("printf 'four\\n' >> a.txt && git commit -qam 'fix: add lines'"), { "text": "Third." },
@@ -148,7 +148,7 @@ async fn an_interruption_goes_before_what_is_queued_and_two_of_them_end_two_thin
 #[tokio::test]
 async fn what_is_queued_for_an_agent_that_fails_is_told_as_undelivered() {
     let scenario = json!({ "prompts": [
-        [bash("python3 -c 'import time; time.sleep(1)'"), { "status": 403, "error_type": "permission_error", "message": "no" }],
+        [bash("python3 -c 'import time; time.sleep(3)'"), { "status": 403, "error_type": "permission_error", "message": "no" }],
     ] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
     let work = started(&mut sandbox);

@@ -40,7 +40,7 @@ fn results(sandbox: &Sandbox) -> Vec<Value> {
 #[tokio::test]
 async fn a_message_is_taken_up_between_two_tool_calls_of_the_turn() {
     let scenario = json!({ "prompts": [
-        [bash("printf 'two\\n' >> a.txt && python3 -c 'import time; time.sleep(1)'"), bash("exit 1")],
+        [bash("printf 'two\\n' >> a.txt && python3 -c 'import time; time.sleep(3)'"), bash("exit 1")],
         { "when_prompt_contains": MESSAGE, "steps": [
             bash("git commit -qam 'fix: add a line'"), { "text": "Wrapped up." },
         ] },

@@ -78,7 +78,7 @@ pub(crate) fn begun(git: &Git) -> Result<(), Failure> {
 pub(crate) async fn prepare(git: &Git, access: WorkspaceAccess) -> Result<Checkout, Failure> {
     let (mut note, mut was_there) = (None, false);
     let preparing = git.home.join(PREPARING);
-    if is_unbegun(git) {
+    if is_unbegun(git) && !is_empty(&git.workspace) {
         emptied(git.workspace.clone()).await?;
     }
     let (base, anchor) = if is_empty(&git.workspace) {

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use caisson_domain::protocol::environment::{AGENT_GRANT, CONTROL_GRANT};
 use caisson_shim::{Grants, MCP_SERVER, Patience, Places, Setup, become_server, hide, run};
@@ -28,14 +29,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// How long a thread for what blocks waits for more of it.
+const IDLE_THREAD: Duration = Duration::from_millis(20);
+
 fn start() -> Result<(), String> {
     let grants =
         Grants::new(&variable(CONTROL_GRANT)?, &variable(AGENT_GRANT)?).map_err(|error| error.to_string())?;
     let path = variable("PATH").unwrap_or_else(|_| PATH.to_owned());
     let (places, patience) = (Places::of_a_sandbox(), Patience::of_a_sandbox());
     let setup = Setup { places, grants, path, patience, holds: true };
+    // A thread for what blocks is gone before anybody counts what lives in a sandbox that waits.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(IDLE_THREAD)
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
     runtime.block_on(run(setup)).map_err(|error| told(&error))

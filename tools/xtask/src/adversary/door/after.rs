@@ -22,13 +22,14 @@ use super::stage::STRAY;
 /// In reports.
 pub(super) const NAME: &str = "door.grant_after_the_run";
 const WAIT: Duration = Duration::from_mins(2);
-/// The words by which a door that is shut refuses: those of its grants, to the model's client and to others, that of a run that has ended,
-/// and that nobody is there.
-const REFUSALS: [&str; 7] =
-    [REFUSED_BY_MODEL, REFUSED, NO_RUN, CLOSED, "ConnectionRefused", "ConnectionReset", "BrokenPipe"];
+/// The words by which a door that is shut refuses: those of its grants, to the model's client and to others, that no run is running any
+/// more, that of an artifact of a run that has ended, and that nobody is there.
+const REFUSALS: [&str; 8] =
+    [REFUSED_BY_MODEL, REFUSED, NO_RUN, ENDED, CLOSED, "ConnectionRefused", "ConnectionReset", "BrokenPipe"];
 const REFUSED_BY_MODEL: &str = "permission_error";
 const REFUSED: &str = "grant_refused";
-const NO_RUN: &str = "artifact_refused";
+const NO_RUN: &str = "no_run";
+const ENDED: &str = "artifact_refused";
 const CLOSED: &str = "CLOSED";
 
 /// A request that a grant opens while its run goes on.
@@ -80,7 +81,7 @@ impl Asked {
         if answer.starts_with("HTTP/1.1 2") {
             return Ok(Verdict::Through(format!("{} answered", self.what)));
         }
-        let word = [REFUSED_BY_MODEL, REFUSED, NO_RUN]
+        let word = [REFUSED_BY_MODEL, REFUSED, NO_RUN, ENDED]
             .into_iter()
             .find(|word| answer.contains(word))
             .unwrap_or(CLOSED);

@@ -104,8 +104,7 @@ impl Helper {
         finish(running, said).await.map(|()| out)
     }
 
-    /// Runs git, whose output nobody wants. Where it fails but `is_fine` says of each of its lines, without their ends, that they
-    /// are no reason for that, it did not.
+    /// Runs git, whose output nobody wants. Where it fails, and says of it what is `fine` and not a word more, it did not.
     ///
     /// # Errors
     /// [`HelperError`].
@@ -116,7 +115,7 @@ impl Helper {
         directory: &Path,
         arguments: &[&str],
         bounds: &Bounds,
-        is_fine: &(dyn Fn(&[u8]) -> bool + Sync),
+        fine: &Fine,
     ) -> Result<(), HelperError> {
         let (running, Pipes { stdin, stdout, stderr }) = self.start(directory, arguments, bounds)?;
         drop(stdin);
@@ -124,14 +123,14 @@ impl Helper {
             stdout
                 .map(|mut stdout| async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await }),
         );
-        let saying = OptionFuture::from(stderr.map(|stderr| lines_but(stderr, is_fine)));
+        let saying = OptionFuture::from(stderr.map(|stderr| lines_but(stderr, fine)));
         let all = async { tokio::join!(reading, saying) };
         let (read, said) = timeout(bounds.push.time, all).await.map_err(|_| HelperError::Exceeded)?;
         read.transpose()?;
-        let others = said.transpose()?.unwrap_or_default();
+        let (others, is_fine) = said.transpose()?.unwrap_or_default();
         let words = last_words(others.as_slice(), bounds.push.time).await;
         match finish(running, Some(words)).await {
-            Err(HelperError::Failed(_)) if others.is_empty() => Ok(()),
+            Err(HelperError::Failed(_)) if is_fine => Ok(()),
             finished => finished,
         }
     }
@@ -181,25 +180,36 @@ impl Helper {
     }
 }
 
-/// The end of what git says, without the lines that are fine. One that is too long for a line is none of these.
-async fn lines_but(
-    stderr: impl AsyncRead + Unpin,
-    is_fine: &(dyn Fn(&[u8]) -> bool + Sync),
-) -> io::Result<Vec<u8>> {
+/// What git says when it fails for want of what it does not need: lines, without their ends.
+pub(super) struct Fine {
+    /// Whether this is one of the reasons.
+    pub(super) is_reason: fn(&[u8]) -> bool,
+    /// What it says last, when it had no other reasons.
+    pub(super) last: &'static [u8],
+}
+
+/// The end of what else git says, and whether it says what is fine, and nothing else. What is too long for a line is none of it.
+async fn lines_but(stderr: impl AsyncRead + Unpin, fine: &Fine) -> io::Result<(Vec<u8>, bool)> {
     let mut stderr = BufReader::new(stderr);
-    let (mut others, mut line, mut begins) = (Vec::new(), Vec::new(), true);
+    let (mut others, mut line) = (Vec::new(), Vec::new());
+    let (mut begins, mut has_reason, mut is_over) = (true, false, false);
     loop {
         line.clear();
         let read = (&mut stderr).take(LINE_BYTES).read_until(b'\n', &mut line).await?;
         if read == 0 {
-            return Ok(others);
+            let is_fine = has_reason && is_over && others.is_empty();
+            return Ok((others, is_fine));
         }
-        let ended = line.strip_suffix(b"\n");
-        if !(begins && ended.is_some_and(is_fine)) {
+        let whole = line.strip_suffix(b"\n").filter(|_| begins && !is_over);
+        begins = line.ends_with(b"\n");
+        if whole.is_some_and(fine.is_reason) {
+            has_reason = true;
+        } else if whole == Some(fine.last) {
+            is_over = true;
+        } else {
             others.extend_from_slice(&line);
             others.drain(..others.len().saturating_sub(STDERR_BYTES));
         }
-        begins = ended.is_some();
     }
 }
 
@@ -220,6 +230,7 @@ pub(super) async fn finish(running: Running, said: Option<String>) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::git::quarantine::{Quarantine, Quarantines};
 
     fn bounds(change: fn(&mut PushBounds)) -> Bounds {
         let mut bounds = Bounds::default();
@@ -227,14 +238,19 @@ mod tests {
         bounds
     }
 
-    /// Git that does what an alias says, in a place like a quarantine's.
-    async fn done(alias: &str, bounds: &Bounds) -> Result<String, HelperError> {
+    /// A place like a quarantine's.
+    async fn place() -> (Helper, tempfile::TempDir, Quarantine) {
         let helper = Helper::new(&find_program(Path::new("git")).unwrap()).unwrap();
         let root = tempfile::tempdir().unwrap();
         std::fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-        let quarantines =
-            super::super::quarantine::Quarantines::prepare(root.path().join("q"), helper.owner()).unwrap();
+        let quarantines = Quarantines::prepare(root.path().join("q"), helper.owner()).unwrap();
         let quarantine = quarantines.make(40).await.unwrap();
+        (helper, root, quarantine)
+    }
+
+    /// Git that does what an alias says there.
+    async fn done(alias: &str, bounds: &Bounds) -> Result<String, HelperError> {
+        let (helper, _root, quarantine) = place().await;
         let alias = format!("alias.x=!{alias}");
         let out = helper.run(&quarantine.directory, &["-c", &alias, "x"], b"input", bounds).await?;
         Ok(String::from_utf8(out).unwrap().trim().to_owned())
@@ -282,22 +298,50 @@ mod tests {
         assert_ne!(done(hungry, &small).await.unwrap_or_default(), (64 << 20).to_string());
     }
 
+    const FINE: Fine = Fine { is_reason: |line| line.ends_with(b"fine"), last: b"over" };
+
     #[tokio::test]
-    async fn lines_that_are_fine_are_passed_over_and_no_other_is() {
-        let fine = |line: &[u8]| line == b"fine";
-        let kept = async |said: &[u8]| lines_but(said, &fine).await.unwrap();
-        assert_eq!(kept(b"fine\nfine\n").await, b"");
-        assert_eq!(kept(b"fine\nbad\nfine").await, b"bad\nfine", "without its end it is cut");
-        let many = [b"bad\n".to_vec(), b"fine\n".repeat(STDERR_BYTES)].concat();
-        assert_eq!(kept(&many).await, b"bad\n");
+    async fn what_is_fine_is_passed_over_and_nothing_else_is() {
+        let kept = async |said: &[u8]| lines_but(said, &FINE).await.unwrap();
+        assert_eq!(kept(b"fine\nfine\nover\n").await, (Vec::new(), true));
+        for (said, others) in [
+            ("", ""),
+            ("over\n", ""),
+            ("fine\n", ""),
+            ("fine\nover", "over"),
+            ("fine\nbad\nover\n", "bad\n"),
+            ("fine\nover\nfine\n", "fine\n"),
+            ("fine\nover\nover\n", "over\n"),
+        ] {
+            assert_eq!(kept(said.as_bytes()).await, (others.as_bytes().to_vec(), false), "{said:?}");
+        }
+        let many = [b"bad\n".to_vec(), b"fine\n".repeat(STDERR_BYTES), b"over\n".to_vec()].concat();
+        assert_eq!(kept(&many).await, (b"bad\n".to_vec(), false));
         let most = usize::try_from(LINE_BYTES).unwrap();
         for (bytes, is_line) in [(most, true), (most + 1, false)] {
-            let long = [b" ".repeat(bytes - 5), b"fine\n".to_vec()].concat();
-            let any = |line: &[u8]| line.ends_with(b"fine");
-            assert_eq!(lines_but(long.as_slice(), &any).await.unwrap().is_empty(), is_line);
+            let long = [b" ".repeat(bytes - 5), b"fine\nover\n".to_vec()].concat();
+            assert_eq!(kept(&long).await.1, is_line);
         }
-        let kept = kept(&b"bad\n".repeat(STDERR_BYTES)).await;
-        assert_eq!(kept.len(), STDERR_BYTES);
+        let (others, _) = kept(&b"bad\n".repeat(STDERR_BYTES)).await;
+        assert_eq!(others.len(), STDERR_BYTES);
+    }
+
+    #[tokio::test]
+    async fn a_git_that_fails_for_what_is_fine_has_not_failed_and_one_that_fails_without_a_word_has() {
+        let bounds = bounds(|_| {});
+        for (alias, is_done) in [
+            ("exit 0", true),
+            ("echo fine >&2; echo over >&2; exit 128", true),
+            ("exit 128", false),
+            ("echo fine >&2; exit 128", false),
+            ("echo fine >&2; echo bad >&2; echo over >&2; exit 128", false),
+        ] {
+            let (helper, _root, quarantine) = place().await;
+            let alias_set = format!("alias.x=!{alias}");
+            let arguments = ["-c", alias_set.as_str(), "x"];
+            let done = helper.run_but_for(&quarantine.directory, &arguments, &bounds, &FINE).await;
+            assert_eq!(done.is_ok(), is_done, "{alias}: {done:?}");
+        }
     }
 
     #[tokio::test]

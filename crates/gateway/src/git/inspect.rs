@@ -26,7 +26,7 @@ use super::apart::{Stopped, work};
 use super::brought::{Foreign, Standing};
 use super::compare::{Base, Change, Changes, CompareError, Comparison};
 use super::finding::{Finding, Place, shown};
-use super::helper::{Helper, HelperError, finish};
+use super::helper::{Fine, Helper, HelperError, finish};
 use super::objects::{Candidate, Contents, FORMAT, Id, Looking, ReadError};
 use super::process::{Pipes, last_words};
 use super::quarantine::{PACK, Quarantine, Quarantines};
@@ -238,7 +238,7 @@ impl Inspector {
         let arguments: Vec<&str> =
             ["index-pack"].into_iter().chain(fsck).chain([most.as_str(), PACK]).collect();
         let directory = &case.quarantine.directory;
-        self.helper.run_but_for(directory, &arguments, case.bounds, &lacks_attributes_alone).await
+        self.helper.run_but_for(directory, &arguments, case.bounds, &LACKS_ATTRIBUTES).await
     }
 
     fn looking(&self, case: &Case<'_>) -> Looking {
@@ -468,11 +468,13 @@ impl BufRead for Listing {
     }
 }
 
-/// Whether git says by this line that the pack lacks a file of attributes that a directory of it has, or that this is all.
-fn lacks_attributes_alone(line: &[u8]) -> bool {
+/// What git says of a pack that lacks files of attributes which its directories have, and is sound otherwise.
+const LACKS_ATTRIBUTES: Fine =
+    Fine { is_reason: lacks_attributes, last: b"fatal: fsck error in pack objects" };
+
+fn lacks_attributes(line: &[u8]) -> bool {
     let lacking = line
         .strip_prefix(b"error: object ")
         .and_then(|rest| rest.strip_suffix(b": gitattributesMissing: unable to read .gitattributes blob"));
-    let is_id = |id: &[u8]| matches!(id.len(), 40 | 64) && id.iter().all(u8::is_ascii_hexdigit);
-    lacking.is_some_and(is_id) || line == b"fatal: fsck error in pack objects"
+    lacking.is_some_and(|id| matches!(id.len(), 40 | 64) && id.iter().all(u8::is_ascii_hexdigit))
 }

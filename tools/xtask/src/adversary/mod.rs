@@ -88,14 +88,32 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
     );
     container::check(&chosen)?;
 
-    let surroundings = Surroundings::open(&parts)?;
     let mut report = Report::default();
-    let tried = controls(&chosen, &surroundings, &mut report)?;
-    door::controls(&parts, &options.only, &surroundings, &mut report).await?;
-    resources::controls(&parts, &options.only, &surroundings, &mut report).await?;
-    traces::controls(&parts, &options.only, &surroundings, &mut report).await?;
+    let done = make(options, &parts, &chosen, &mut report).await;
+    let least = if options.only.is_empty() { LEAST_ATTEMPTS } else { 1 };
+    if let Err(error) = done {
+        // What was made until then took its time.
+        report.so_far().iter().for_each(|line| say(line));
+        return Err(error);
+    }
+    report.lines(least).iter().for_each(|line| say(line));
+    Ok(report.is_good(least))
+}
+
+/// Makes everything: first the controls, then each attempt on each side.
+async fn make(
+    options: &Options,
+    parts: &Parts,
+    chosen: &[&'static Attempt],
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let surroundings = Surroundings::open(parts)?;
+    let tried = controls(chosen, &surroundings, report)?;
+    door::controls(parts, &options.only, &surroundings, report).await?;
+    resources::controls(parts, &options.only, &surroundings, report).await?;
+    traces::controls(parts, &options.only, &surroundings, report).await?;
     if races::has(&options.only) {
-        races::controls(&parts, &mut report).await?;
+        races::controls(parts, report).await?;
     }
     let mut container = None;
     for engine in &options.engine {
@@ -103,12 +121,12 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         let fitting: Vec<_> = tried.iter().copied().filter(|attempt| attempt.fits(engine)).collect();
         for server in &options.server {
             let side = Side { engine, server: *server };
-            attack(&parts, side, &options.only, &surroundings, &mut report).await?;
+            attack(parts, side, &options.only, &surroundings, report).await?;
             if fitting.is_empty() {
                 continue;
             }
             say(&format!("{} attempts in a sandbox of {}", fitting.len(), side.name()));
-            let attacked = world::attack(&parts, side, &fitting, &surroundings).await?;
+            let attacked = world::attack(parts, side, &fitting, &surroundings).await?;
             container = attacked.container.or(container);
             for attempt in &fitting {
                 let verdict = attacked.verdicts[attempt.name].clone();
@@ -117,11 +135,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<bool> {
         }
     }
     if let Some(container) = container {
-        controls_of_docker(&tried, &container, &parts, &surroundings, &mut report)?;
+        controls_of_docker(&tried, &container, parts, &surroundings, report)?;
     }
-    let least = if options.only.is_empty() { LEAST_ATTEMPTS } else { 1 };
-    report.lines(least).iter().for_each(|line| say(line));
-    Ok(report.is_good(least))
+    Ok(())
 }
 
 /// Makes the attempts on a side that are no row of the table.

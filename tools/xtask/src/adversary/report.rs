@@ -76,6 +76,13 @@ impl Report {
     /// Every attempt, then what else counts against success, and at the end the line that scripts look for, or of a run that is not
     /// good another one.
     pub(super) fn lines(&self, least: usize) -> Vec<String> {
+        let mut lines = self.so_far();
+        lines.push(self.last(least));
+        lines
+    }
+
+    /// The same without the last line, for a run that broke off.
+    pub(super) fn so_far(&self) -> Vec<String> {
         let mut lines: Vec<_> = self.tried.iter().map(Tried::line).collect();
         lines.extend(self.skipped.iter().map(|(name, why)| format!("not tried: {name}: {why}")));
         lines.extend(self.idle.iter().map(|why| format!("IDLE control of {why}")));
@@ -88,7 +95,6 @@ impl Report {
             self.controls,
             self.idle.len(),
         ));
-        lines.push(self.last(least));
         lines
     }
 

@@ -67,6 +67,31 @@ async fn a_file_of_the_bound_steers_and_a_longer_one_is_left_out() {
     assert!(!sandbox.place("home/.claude/rules/directory-1.md").exists());
 }
 
+/// Attributes that cannot be replaced would count.
+#[tokio::test]
+async fn attributes_of_the_bound_are_replaced_and_longer_ones_fail_the_run() {
+    for (bytes, fits) in [(512 * 1024, true), (512 * 1024 + 1, false)] {
+        let mut sandbox = sandbox(|seed| write(seed, "CLAUDE.md", "text"));
+        let seed = sandbox.place("seed");
+        git(&seed, &["checkout", "-q", "-b", "odd"]);
+        let attributes = "* -diff\n#";
+        write(&seed, ".gitattributes", &format!("{attributes}{}", "x".repeat(bytes - attributes.len())));
+        git(&seed, &["add", "-A"]);
+        git(&seed, &["commit", "-q", "-m", "chore: set attributes"]);
+        git(&seed, &["push", "-q", "origin", "HEAD"]);
+        let mut work = work(false);
+        work.git.as_mut().unwrap().base = Some("odd".parse().unwrap());
+        let outcome = sandbox.run(work).await;
+        if fits {
+            assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+            assert!(sandbox.place("workspace/.git/info/attributes").exists());
+        } else {
+            let said = failed(&outcome, FailureKind::PolicyDenied);
+            assert!(said.contains("more of them than can be replaced"), "{said}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn all_files_together_have_a_bound_in_bytes() {
     let mut sandbox = sandbox(|seed| {

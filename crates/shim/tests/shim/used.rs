@@ -131,6 +131,26 @@ for link, name in [('.git/FETCH_HEAD', 'y.md'), ('.git/logs/HEAD', 'z.md')]:
     assert_eq!(found_cold(&left, false).await, (vec![], Ending::Completed));
 }
 
+/// The shim itself writes there.
+#[tokio::test]
+async fn a_link_in_the_place_of_the_repositorys_own_files_fails_the_run() {
+    let left = "
+sh('rm', '-rf', '.git/info')
+os.makedirs(home + '/tasks', exist_ok=True)
+write(home + '/tasks/attributes', 'kept')
+os.symlink(home + '/tasks', '.git/info')";
+    for holds in [true, false] {
+        let mut sandbox = Sandbox::with_repository(&leaving(left));
+        sandbox.set("holds", holds);
+        assert_eq!(sandbox.run(first()).await.ending, Ending::Completed, "{}", sandbox.shim_log());
+        sandbox.begin_anew();
+        let second = sandbox.run(next(&first(), "Two")).await;
+        let said = failed(&second, FailureKind::PolicyDenied);
+        assert!(said.contains("attributes of the workspace's repository cannot be written"), "{said}");
+        assert_eq!(std::fs::read(sandbox.place("home/tasks/attributes")).unwrap(), b"kept");
+    }
+}
+
 /// Which commits are another run's is not for an earlier agent to say.
 #[tokio::test]
 async fn the_commit_that_work_starts_from_is_not_read_from_the_workspace() {

@@ -63,6 +63,9 @@ pub struct SandboxUsage {
     pub cpu_micros: u64,
     /// Processes and threads that live now.
     pub pids: u64,
+    /// How often a process or thread more than its limit was refused, since the start; none where nobody tells (Docker on
+    /// another machine, no control groups).
+    pub pids_refused: Option<u64>,
 }
 
 /// Makes sandboxes and tells how they fare.

@@ -133,6 +133,7 @@ impl Attempt {
             deadline_ms: self.deadline_ms(),
             requeue: (timing.requeue_first, timing.requeue_most),
             disk: Disk::default(),
+            pids_refused: 0,
         }
     }
 

@@ -18,11 +18,14 @@ use crate::dirs::blocking;
 use crate::disk::places::Place;
 use crate::guard::guard;
 use crate::image_choice;
-use crate::judge::{Disk, End, Verdict, by_end, by_outcome};
+use crate::judge::{Disk, End, Facts, Verdict, by_end, by_outcome};
 use crate::steps::Step;
 
 /// Between SIGTERM and SIGKILL for a sandbox that was told to stop and did not, in seconds.
 pub const KILL_GRACE_S: u32 = 2;
+
+/// Longest look at what a sandbox was refused: the end of its run waits for it.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What is told of a sandbox that ended without an outcome while there was work in it, whatever its run ends as.
 const UNSAVED: &str = "it had not told that its work was saved; its session's workspace is kept";
@@ -68,7 +71,9 @@ async fn follow(attempt: &Attempt, sandbox: &SandboxId, place: &Place) -> Result
                 return image_choice::judge(attempt, &progress, wish).await;
             }
             let disk = seen_of_disk(attempt, place, &outcome).await;
-            return Ok(Some(Verdict::Finish(by_outcome(&attempt.facts(&progress).with(&disk), &outcome))));
+            let pids_refused = processes_refused(attempt, sandbox, &outcome).await;
+            let facts = Facts { pids_refused, ..attempt.facts(&progress).with(&disk) };
+            return Ok(Some(Verdict::Finish(by_outcome(&facts, &outcome))));
         }
         if expire(attempt, &progress).await? {
             continue;
@@ -156,6 +161,15 @@ async fn seen_of_disk(attempt: &Attempt, place: &Place, outcome: &Outcome) -> Di
     let sandbox = place.sandbox.clone();
     let room = blocking(move || dirs.room(&session, &sandbox, cap)).await;
     Disk { cut, full: room.ok().and_then(|room| Some((room.full()?, room))) }
+}
+
+/// How often the sandbox of a run that failed was refused a process, as far as the engine tells: its shim still lives.
+async fn processes_refused(attempt: &Attempt, sandbox: &SandboxId, outcome: &Outcome) -> u64 {
+    if !matches!(outcome.ending, Ending::Failed(_)) {
+        return 0;
+    }
+    let look = tokio::time::timeout(LOOK, attempt.ctx.engine.usage(sandbox)).await;
+    look.ok().and_then(Result::ok).and_then(|usage| usage.pids_refused).unwrap_or(0)
 }
 
 fn next_act(attempt: &Attempt, progress: &Progress, attached_at_ms: i64) -> Act {

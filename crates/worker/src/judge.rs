@@ -35,6 +35,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) requeue: (Duration, Duration),
     /// What the worker saw of the disk.
     pub(crate) disk: Disk,
+    /// How often the sandbox was refused a process, as far as anybody tells.
+    pub(crate) pids_refused: u64,
 }
 
 /// What the worker saw of the disk, and what it did by itself.
@@ -249,7 +251,8 @@ pub(crate) fn late_wish() -> Failure {
 /// A failure as the shim told it, within our bounds. A claim about the model API is shown beside what the gateway saw.
 fn told(facts: &Facts<'_>, failure: &Failure) -> Failure {
     let message = cut(&failure.message, RESULT_TEXT_BYTES).to_owned();
-    let mut failure = disk_word(facts, Failure { message, ..failure.clone() });
+    let failure = disk_word(facts, Failure { message, ..failure.clone() });
+    let mut failure = process_word(facts, failure);
     let about_provider = matches!(
         failure.kind,
         FailureKind::ProviderAuth | FailureKind::ProviderLimit | FailureKind::ProviderDown
@@ -419,6 +422,24 @@ fn disk_word(facts: &Facts<'_>, told: Failure) -> Failure {
             failure.with_evidence(format!("{seen}; reported as {}: {}{said}", told.kind, told.message))
         }
     }
+}
+
+/// What failed in a sandbox that was refused processes may have failed for it: an agent that cannot have a thread aborts, and
+/// says nothing.
+fn process_word(facts: &Facts<'_>, told: Failure) -> Failure {
+    let by_refusal = matches!(
+        told.kind,
+        FailureKind::AgentError | FailureKind::AgentHung | FailureKind::SetupFailed | FailureKind::Internal
+    );
+    if !by_refusal || facts.pids_refused == 0 {
+        return told;
+    }
+    let message = format!(
+        "{}; the sandbox had all of its {} processes and threads, and was refused one more {} times: raise \
+         caisson.resources.pids in the workflow, or have the agent start fewer",
+        told.message, facts.spec.resources.pids, facts.pids_refused
+    );
+    Failure { message, ..told }
 }
 
 #[cfg(test)]

@@ -58,7 +58,16 @@ fn progress() -> Progress {
 /// Judges with the time limit far away, in the first attempt.
 fn facts<'a>(spec: &'a RunSpec, progress: &'a Progress) -> Facts<'a> {
     let requeue = (Duration::from_secs(1), Duration::from_secs(30));
-    Facts { spec, attempt: 1, progress, now_ms: NOW, deadline_ms: DEADLINE, requeue, disk: Disk::default() }
+    Facts {
+        spec,
+        attempt: 1,
+        progress,
+        now_ms: NOW,
+        deadline_ms: DEADLINE,
+        requeue,
+        disk: Disk::default(),
+        pids_refused: 0,
+    }
 }
 
 fn outcome(ending: Ending) -> Outcome {
@@ -354,6 +363,30 @@ fn the_gateways_word_on_the_model_counts_more_than_the_agents() {
     }
     let finish = by_outcome(&facts(&spec, &progress), &outcome(Ending::Completed));
     assert_eq!(kind(&finish), SUCCEEDED, "a run that did its work all the same");
+}
+
+#[test]
+fn what_failed_where_processes_were_refused_says_so_with_the_remedy() {
+    let (spec, progress) = (spec(), progress());
+    let told = |kind, pids_refused, full| {
+        let facts = Facts { pids_refused, ..facts(&spec, &progress).with(&Disk { cut: None, full }) };
+        let failure = Failure::new(kind, "the agent was killed by signal 6").with_evidence("said");
+        by_outcome(&facts, &outcome(Ending::Failed(failure))).failure.unwrap()
+    };
+    for kind in
+        [FailureKind::AgentError, FailureKind::AgentHung, FailureKind::SetupFailed, FailureKind::Internal]
+    {
+        let failure = told(kind, 1, None);
+        assert_eq!((failure.kind, failure.evidence.as_deref()), (kind, Some("said")));
+        let words = "the agent was killed by signal 6; the sandbox had all of its 512 processes and threads, and was refused \
+                     one more 1 times: raise caisson.resources.pids in the workflow, or have the agent start fewer";
+        assert_eq!(failure.message, words);
+        assert_eq!(told(kind, 0, None).message, "the agent was killed by signal 6");
+    }
+    for (kind, full) in [(FailureKind::AgentError, Some(full_room(1))), (FailureKind::RepoAuth, None)] {
+        let failure = told(kind, 7, full);
+        assert!(!failure.message.contains("refused"), "it failed for something else: {failure:?}");
+    }
 }
 
 fn amount(bytes: u64) -> Amount {

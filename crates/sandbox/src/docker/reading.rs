@@ -77,6 +77,7 @@ pub(crate) fn usage(stats: &ContainerStatsResponse) -> Option<SandboxUsage> {
         memory_peak_bytes: memory.max_usage,
         cpu_micros: cpu.total_usage? / 1000,
         pids: stats.pids_stats.as_ref()?.current?,
+        pids_refused: None,
     })
 }
 

@@ -12,7 +12,14 @@ const TICK_MICROS: u64 = 10_000;
 /// Adds up a process and all below it. Shared memory counts as often as it is shared; orphans of a sandbox are below its
 /// first process.
 pub(super) fn usage(first: i32) -> Option<SandboxUsage> {
-    let mut total = SandboxUsage { memory_bytes: 0, memory_peak_bytes: None, cpu_micros: 0, pids: 0 };
+    let mut total = SandboxUsage {
+        memory_bytes: 0,
+        memory_peak_bytes: None,
+        cpu_micros: 0,
+        pids: 0,
+        // Of a limit on each uid the kernel tells nothing.
+        pids_refused: None,
+    };
     for one in std::iter::once(first).chain(below(first)).filter_map(one) {
         total.memory_bytes += one.memory_bytes;
         total.cpu_micros += one.cpu_micros;

@@ -45,7 +45,7 @@ mod tests {
     use std::time::Duration;
 
     fn usage(pids: u64, cpu_micros: u64) -> SandboxUsage {
-        SandboxUsage { memory_bytes: 1, memory_peak_bytes: None, cpu_micros, pids }
+        SandboxUsage { memory_bytes: 1, memory_peak_bytes: None, cpu_micros, pids, pids_refused: None }
     }
 
     #[test]

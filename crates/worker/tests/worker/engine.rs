@@ -31,8 +31,13 @@ pub(crate) enum Mishap {
 }
 
 /// What a sandbox uses in which nothing works.
-pub(crate) const QUIET: SandboxUsage =
-    SandboxUsage { memory_bytes: 1, memory_peak_bytes: None, cpu_micros: 1_000_000, pids: 12 };
+pub(crate) const QUIET: SandboxUsage = SandboxUsage {
+    memory_bytes: 1,
+    memory_peak_bytes: None,
+    cpu_micros: 1_000_000,
+    pids: 12,
+    pids_refused: None,
+};
 
 /// The engine; clones share it.
 #[derive(Clone)]

@@ -7,11 +7,11 @@ use caisson_domain::event::EventKind;
 use caisson_domain::grant::{GrantKind, TokenHash};
 use caisson_domain::protocol::{Ending, StopReason, environment};
 use caisson_domain::run::{Failure, FailureKind, RunStatus};
-use caisson_sandbox::ResourceLimits;
+use caisson_sandbox::{ResourceLimits, SandboxUsage};
 use caisson_store::{Clock, SandboxState, Topic};
 use caisson_worker::{UidPlan, door_dir};
 
-use crate::engine::{Call, Mishap};
+use crate::engine::{Call, Mishap, QUIET};
 use crate::shim::Play;
 use crate::world::{NEVER, World, until};
 
@@ -233,6 +233,27 @@ async fn a_sandbox_that_dies_before_its_agent_is_replaced_five_times() {
         assert_eq!(world.told(run, EventKind::SandboxExited).await.len(), requeued + 1 - agents);
         assert_eq!(world.shims.agents(run), agents);
     }
+    server.kill();
+}
+
+#[tokio::test]
+async fn what_a_sandbox_was_refused_is_told_with_the_failure_of_its_run_alone() {
+    let world = World::new().await;
+    let server = world.boot().await;
+    let reported = Failure::new(FailureKind::AgentError, "the agent was killed by signal 6");
+    for (pids_refused, told) in [(Some(3), true), (Some(0), false), (None, false)] {
+        world.engine.set_usage(Some(SandboxUsage { pids_refused, ..QUIET }));
+        world.shims.by_default(Play::Say(Ending::Failed(reported.clone())));
+        let run = world.queue().await;
+        let failure = world.failed(&run).await;
+        assert_eq!(failure.kind, FailureKind::AgentError);
+        assert_eq!(failure.message.contains("was refused one more 3 times"), told, "{failure:?}");
+    }
+    // An engine that does not answer keeps no run from its end.
+    world.engine.set_usage(None);
+    let run = world.queue().await;
+    assert_eq!(world.failed(&run).await.message, reported.message);
+    world.clean().await;
     server.kill();
 }
 

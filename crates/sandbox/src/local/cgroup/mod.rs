@@ -293,6 +293,11 @@ fn read_number(file: &Path) -> io::Result<u64> {
     text.trim().parse().map_err(|_| io::Error::other(format!("{}: not a number", file.display())))
 }
 
+/// How often a process or thread was refused in a group, by the file that the kernel has for it since Linux 4.3.
+fn refused(directory: &Path) -> Option<u64> {
+    keyed(&fs::read_to_string(directory.join("pids.events")).ok()?, "max")
+}
+
 /// The number behind a word at the beginning of a line.
 fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())

@@ -1,6 +1,7 @@
 //! Groups of this kernel, of whichever version it has.
 
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use super::*;
 
@@ -115,6 +116,33 @@ fn want_of_memory_is_counted() {
     let status = child.wait().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     assert_eq!(group.oom_kills(), 1);
+    group.remove().unwrap();
+}
+
+#[test]
+fn refused_processes_are_counted() {
+    let limits = ResourceLimits { pids: crate::PIDS_MIN, ..ResourceLimits::default() };
+    let Some(group) = group("refuses", &limits) else { return };
+    assert_eq!(group.usage().unwrap().pids_refused, Some(0));
+    let script =
+        format!("read line; for one in $(seq {}); do sleep 60 & done; exec sleep 60", limits.pids + 1);
+    #[expect(clippy::disallowed_methods, reason = "a process to refuse others to")]
+    let mut child = Command::new("/bin/bash")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    group.add(pid(&child)).unwrap();
+    io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while group.usage().unwrap().pids_refused == Some(0) {
+        assert!(Instant::now() < until, "a process more than the limit was not counted");
+        sleep(ROUND);
+    }
+    let waiting = std::thread::spawn(move || child.wait().unwrap());
+    group.kill().unwrap();
+    waiting.join().unwrap();
     group.remove().unwrap();
 }
 

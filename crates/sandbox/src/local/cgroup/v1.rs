@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::super::mountinfo::Mount;
-use super::{Does, NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, writable, write};
+use super::{Does, NAME, PERIOD_MICROS, keyed, named, quota_micros, read_number, refused, writable, write};
 use crate::{ResourceLimits, SandboxUsage};
 
 /// CPU weight of all sandboxes together (usual is 1024): half of what a process outside has, so that the server answers while they
@@ -135,6 +135,7 @@ impl Directories {
             memory_peak_bytes: read_number(&self.memory.join("memory.max_usage_in_bytes")).ok(),
             cpu_micros: read_number(&self.cpuacct.join("cpuacct.usage"))? / 1000,
             pids: read_number(&self.pids.join("pids.current"))?,
+            pids_refused: refused(&self.pids),
         })
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 
 use super::super::mountinfo::Mount;
-use super::{Does, PERIOD_MICROS, keyed, named, quota_micros, read_number, writable, write};
+use super::{Does, PERIOD_MICROS, keyed, named, quota_micros, read_number, refused, writable, write};
 use crate::{ResourceLimits, SandboxUsage};
 
 /// What sandboxes need.
@@ -273,6 +273,7 @@ pub(super) fn usage(directory: &Path) -> io::Result<SandboxUsage> {
         memory_peak_bytes: read_number(&directory.join("memory.peak")).ok(),
         cpu_micros: keyed(&cpu, "usage_usec").unwrap_or(0),
         pids: read_number(&directory.join("pids.current"))?,
+        pids_refused: refused(directory),
     })
 }
 

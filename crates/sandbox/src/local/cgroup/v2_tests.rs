@@ -142,6 +142,7 @@ fn limits_and_usage_of_version_2_are_written_and_read_where_the_kernel_has_them(
         ("g/memory.events", "low 0\noom 3\noom_kill 2\n"),
         ("g/cpu.stat", "usage_usec 77\nuser_usec 1\n"),
         ("g/pids.current", "4\n"),
+        ("g/pids.events", "max 6\n"),
     ]);
     let directory = root.path().join("g");
     let limits = ResourceLimits { memory_bytes: 1 << 30, pids: 99, cpu_millis: 500, tmp_bytes: 1 << 20 };
@@ -155,7 +156,13 @@ fn limits_and_usage_of_version_2_are_written_and_read_where_the_kernel_has_them(
     assert_eq!(quota_micros(&most), 102_400_000, "more than any machine has is written as it is");
     assert_eq!((read("cpu.max"), read("cpu.weight")), ("50000 100000".into(), "50".into()));
     let group = Group::V2 { directory };
-    let usage = SandboxUsage { memory_bytes: 4000, memory_peak_bytes: Some(9000), cpu_micros: 77, pids: 4 };
+    let usage = SandboxUsage {
+        memory_bytes: 4000,
+        memory_peak_bytes: Some(9000),
+        cpu_micros: 77,
+        pids: 4,
+        pids_refused: Some(6),
+    };
     assert_eq!((group.usage().unwrap(), group.oom_kills()), (usage, 2));
 }
 

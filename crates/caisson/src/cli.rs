@@ -333,7 +333,7 @@ pub(crate) struct Artifacts {
 /// The way outside.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Egress {
-    /// Print the smallest list of rules that has all that a run used and was denied; look before you allow it.
+    /// Print the smallest list of rules that has what a run used and was denied; look before you allow it.
     Suggest(One),
 }
 

@@ -18,11 +18,15 @@ use crate::logins::without_logins;
 use crate::render::clean;
 use crate::settings::database::Place;
 use crate::settings::{EngineChoice, Settings};
+use crate::vault::master_key_file;
 
 /// Bits of a file's mode that let others than its owner read or write it.
 const OTHERS: u32 = 0o077;
 /// Bits of a file's mode that let others than its owner write it.
 const OTHERS_WRITE: u32 = 0o022;
+
+/// Bit of a directory's mode that keeps everybody but its owner from renaming and removing what is not their own.
+const STICKY: u32 = 0o1000;
 
 /// Files by which a state directory is known that has been used.
 const OWN: [&str; 4] = ["caisson.db", "audit_key", "master.key", "server_id"];
@@ -70,9 +74,14 @@ fn of_settings(settings: &Settings) -> Vec<String> {
     };
     let mut found: Vec<String> = plain.into_iter().chain(database).collect();
     found.extend(files.iter().filter_map(|file| wide(file)));
-    let configuration = settings.file.iter();
-    found.extend(configuration.clone().filter_map(|file| writable(file)));
-    found.extend(configuration.chain(&files).filter_map(|file| foreign(file, own_uid)));
+    let parent = settings.file.as_deref().and_then(Path::parent);
+    let directory = parent.map(|parent| if parent == Path::new("") { Path::new(".") } else { parent });
+    let configuration = settings.file.as_deref().into_iter().chain(directory);
+    found.extend(configuration.clone().filter_map(writable));
+    // Its mode is looked at by whoever reads it, and refused.
+    let master_key = master_key_file(settings);
+    let owned = configuration.chain(files.iter().map(PathBuf::as_path)).chain([master_key.path()]);
+    found.extend(owned.filter_map(|file| foreign(file, own_uid)));
     found.extend(unpinned(settings));
     found.extend(unlimited(settings));
     found.extend(fills_all(settings));
@@ -175,11 +184,16 @@ fn wide(file: &Path) -> Option<String> {
     })
 }
 
-/// A file that others can write: whoever does that says where the server sends its credentials.
+/// A file that others can write, or a directory in which they can put another in its place: whoever does that says where the server
+/// sends its credentials.
 fn writable(file: &Path) -> Option<String> {
-    let mode = fs::metadata(file).ok()?.permissions().mode() & 0o777;
+    let metadata = fs::metadata(file).ok()?;
+    let mode = metadata.permissions().mode();
+    // There, nobody takes away what is another's.
+    let is_sticky = metadata.is_dir() && mode & STICKY != 0;
+    let mode = mode & 0o777;
     let narrow = mode & !OTHERS_WRITE;
-    (mode & OTHERS_WRITE != 0).then(|| {
+    (mode & OTHERS_WRITE != 0 && !is_sticky).then(|| {
         let file = file.display();
         format!(
             "\"{file}\" has mode {mode:04o}: others can change the configuration; `chmod {narrow:04o} {file}`"

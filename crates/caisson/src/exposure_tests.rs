@@ -158,6 +158,21 @@ fn a_configuration_that_others_can_write_is_told() {
     for (open, remedy) in [(0o664, "chmod 0644"), (0o602, "chmod 0600")] {
         assert!(only(&told(open), &["caisson.toml", "change the configuration", remedy]), "{open:o}");
     }
+    chmod(&file, 0o600);
+    let place = directory.path();
+    for (mode, remedy) in
+        [(0o777, Some("chmod 0755")), (0o770, Some("chmod 0750")), (0o1777, None), (0o755, None)]
+    {
+        chmod(place, mode);
+        let told = warned(|settings| settings.file = Some(file.clone()));
+        match remedy {
+            Some(remedy) => {
+                let name = format!("\"{}\" has mode", place.display());
+                assert!(only(&told, &[&name, "change the configuration", remedy]), "{mode:o}: {told:?}");
+            }
+            None => assert_eq!(told, Vec::<String>::new(), "{mode:o}"),
+        }
+    }
 }
 
 #[test]
@@ -175,6 +190,13 @@ fn a_file_of_another_users_is_told_unless_it_is_roots() {
     let told = warned(|settings| settings.model.api_key_file = Some(file.clone()));
     assert!(told.iter().any(|text| text.contains("belongs to uid 4711")), "{told:?}");
     assert_eq!(foreign(&file, 4711), None);
+    let told = warned(|settings| settings.master_key_file = Some(file.clone()));
+    assert!(only(&told, &["token", "belongs to uid 4711"]), "{told:?}");
+    let configuration = directory.path().join("caisson.toml");
+    fs::write(&configuration, "").unwrap();
+    std::os::unix::fs::chown(directory.path(), Some(4711), None).unwrap();
+    let told = warned(|settings| settings.file = Some(configuration));
+    assert!(only(&told, &[&format!("\"{}\" belongs to uid 4711", directory.path().display())]), "{told:?}");
 }
 
 #[test]

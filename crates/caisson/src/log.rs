@@ -39,7 +39,9 @@ pub(crate) fn start(environment: &Environment, serving: bool) -> anyhow::Result<
     let text = environment.get("CAISSON_LOG").filter(|text| !text.trim().is_empty());
     let filter = filter(text.unwrap_or(default))?;
     let writer = || Redacting { inner: io::stderr(), secrets: secrets() };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).init();
+    // A log that cannot be written, whose reader is gone for example, is no reason to end: its own complaint would be a panic.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    log.log_internal_errors(false).init();
     std::panic::set_hook(Box::new(tell_panic));
     Ok(())
 }
@@ -260,6 +262,21 @@ mod tests {
             assert!(hidden.starts_with("thread doomed panicked at crates/caisson/src/log.rs:"), "{hidden}");
             assert!(hidden.ends_with(": sent [redacted] to the host\n"), "{hidden}");
         }
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_any_more_ends_no_process() {
+        let name = "a_log_that_nobody_reads_any_more_ends_no_process";
+        let act = || {
+            let (reader, writer) = io::pipe().unwrap();
+            drop(reader);
+            nix::unistd::dup2_stderr(&writer).unwrap();
+            tracing::info!("nobody reads this");
+            tracing::error!("nor this");
+            panic!("nor that, and the thread ends by it alone");
+        };
+        let Some(output) = alone(name, &[], act) else { return };
+        assert_eq!(printed(&output), "");
     }
 
     #[test]

@@ -226,28 +226,44 @@ fn cargo_config(text: &str) -> Vec<String> {
 /// `deb [options] URI suite component…`
 fn one_line_sources(text: &str) -> Vec<String> {
     let uri = |line: &str| {
-        let rest = line.trim().strip_prefix("deb ").or_else(|| line.trim().strip_prefix("deb-src "))?.trim();
+        let (kind, rest) = line.trim().split_once(char::is_whitespace)?;
+        let rest = matches!(kind, "deb" | "deb-src").then(|| rest.trim_start())?;
         let rest = if rest.starts_with('[') { rest.split_once(']')?.1 } else { rest };
         rest.split_whitespace().next().map(str::to_owned)
     };
     text.lines().filter_map(uri).collect()
 }
 
-/// `URIs: URI…`, which may go on in the next lines.
+/// `URIs: URI…`, which may go on in the next lines, of each paragraph that is not turned off.
 fn deb822_sources(text: &str) -> Vec<String> {
+    let mut lines = text.lines().filter(|line| !line.starts_with('#')).peekable();
     let mut found = Vec::new();
-    let mut within = false;
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
+    while lines.peek().is_some() {
+        let paragraph = lines.by_ref().take_while(|line| !line.trim().is_empty());
+        found.extend(deb822_source(paragraph));
+    }
+    found
+}
+
+fn deb822_source<'a>(paragraph: impl Iterator<Item = &'a str>) -> Vec<String> {
+    /// What apt takes for no.
+    const OFF: [&str; 5] = ["no", "false", "without", "off", "disable"];
+    let (mut found, mut within, mut is_on) = (Vec::new(), false, true);
+    for line in paragraph {
         let value = if line.starts_with([' ', '\t']) {
             if within { line } else { "" }
         } else {
             let (key, value) = line.split_once(':').unwrap_or((line, ""));
+            if key.eq_ignore_ascii_case("enabled") {
+                let value = value.trim();
+                is_on = value != "0" && !OFF.iter().any(|off| value.eq_ignore_ascii_case(off));
+            }
             within = key.eq_ignore_ascii_case("uris");
             if within { value } else { "" }
         };
         found.extend(value.split_whitespace().map(str::to_owned));
     }
-    found
+    if is_on { found } else { Vec::new() }
 }
 
 fn unquoted(text: &str) -> &str {

@@ -83,6 +83,14 @@ fn apt_is_where_both_kinds_of_its_lists_say() {
                 "etc/apt/sources.list.d/b.sources",
                 "Types: deb\nURIs: http://one.example/a\n  https://two.example/b\nSuites: stable\n http://no.example/\n",
             ),
+            (
+                "etc/apt/sources.list.d/d.sources",
+                "URIs: http://no.example/\nEnabled: No\n\n\n# x\nEnabled: yes\nURIs: http://three.example/\n \nURIs: http://no.example/\nEnabled: 0\n",
+            ),
+            (
+                "etc/apt/sources.list.d/e.list",
+                "  deb\thttp://tab.example/debian stable main\ndebx http://no.example/ x y\n",
+            ),
             ("etc/apt/sources.list.d/c.save", "deb http://no.example/ stable main\n"),
         ],
         &[],
@@ -93,7 +101,9 @@ fn apt_is_where_both_kinds_of_its_lists_say() {
             "http://deb.example/#GET,HEAD",
             "src.example:444",
             "http://one.example/#GET,HEAD",
-            "two.example:443"
+            "two.example:443",
+            "http://three.example/#GET,HEAD",
+            "http://tab.example/#GET,HEAD"
         ]
     );
 }

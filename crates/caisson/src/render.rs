@@ -466,8 +466,6 @@ fn more(data: &Value) -> String {
     data["count"].as_u64().map_or_else(String::new, |count| format!(" ({count} more)"))
 }
 
-/// Micro-USD for people.
-#[must_use]
 /// Of which budget the agent was told.
 fn budget_soft(data: &Value) -> String {
     let number = |name: &str| data[name].as_i64().unwrap_or_default();
@@ -484,6 +482,8 @@ fn budget_soft(data: &Value) -> String {
     )
 }
 
+/// Micro-USD for people.
+#[must_use]
 pub(crate) fn dollars(micro_usd: i64) -> String {
     format!("${}.{:04}", micro_usd / 1_000_000, micro_usd % 1_000_000 / 100)
 }

@@ -32,6 +32,7 @@ testkit::on_every_engine_and_database! {
 
 testkit::on_every_database! {
     credentials_are_added_listed_rotated_and_removed_and_never_shown
+    a_rotated_key_keeps_the_login_of_its_proxy
     a_lost_or_open_master_key_stops_the_server_with_what_to_do
     a_rekey_that_is_killed_at_any_instant_loses_nothing
 }
@@ -266,16 +267,33 @@ async fn a_lost_or_open_master_key_stops_the_server_with_what_to_do(ground: Grou
     assert!(key.exists());
 }
 
-/// Opens the only credential as the next process would.
-async fn opened(spec: &ServerSpec, postgres: Option<&Postgres>) -> String {
+/// Value and proxy's login of the only credential, opened as the next process would.
+async fn opened(spec: &ServerSpec, postgres: Option<&Postgres>) -> (String, Option<String>) {
     let store = support::open(spec, postgres, Clock::system()).await;
     store.unlock(MasterKeyFile::in_state_dir(&spec.state_dir)).await.unwrap();
     let project = ProjectId::default_project();
     let id = store.list_credentials(&project).await.unwrap()[0].id.clone();
     let found = store.open_credential(&project, &id).await.unwrap().unwrap();
     store.close().await.unwrap();
-    let CredentialSecret::Value { value, .. } = found.secret else { panic!("another kind") };
-    value.expose_secret().to_owned()
+    let CredentialSecret::Value { value, proxy_login } = found.secret else { panic!("another kind") };
+    (value.expose_secret().to_owned(), proxy_login.map(|login| login.expose_secret().to_owned()))
+}
+
+async fn a_rotated_key_keeps_the_login_of_its_proxy(ground: Ground) {
+    let (directory, spec, postgres) = machine(ground).await;
+    let file = directory.path().join("login");
+    let flag = ["--proxy-login-file", file.to_str().unwrap()];
+    let login = |text: &str| std::fs::write(&file, text).unwrap();
+    login("canary:login-1\n");
+    let proxy = ["--kind", "model_api_key", "--set", "outbound_proxy=http://proxy.example.com:3128"];
+    done(&spec, &[&["add", "model"], &proxy[..], &flag].concat(), "canary-0");
+    done(&spec, &["rotate", "model"], "canary-1");
+    let kept = ("canary-1".to_owned(), Some("canary:login-1".to_owned()));
+    assert_eq!(opened(&spec, postgres.as_ref()).await, kept);
+    login("canary:login-2");
+    done(&spec, &[&["rotate", "model"], &flag[..]].concat(), "canary-2");
+    let given = ("canary-2".to_owned(), Some("canary:login-2".to_owned()));
+    assert_eq!(opened(&spec, postgres.as_ref()).await, given);
 }
 
 async fn a_rekey_that_is_killed_at_any_instant_loses_nothing(ground: Ground) {
@@ -296,10 +314,10 @@ async fn a_rekey_that_is_killed_at_any_instant_loses_nothing(ground: Ground) {
         } else {
             killed += 1;
         }
-        assert_eq!(opened(&spec, postgres.as_ref()).await, "canary-0", "after kill {kill}");
+        assert_eq!(opened(&spec, postgres.as_ref()).await.0, "canary-0", "after kill {kill}");
     }
     assert!(killed > 0, "{killed} killed, {ended} ended");
     done(&spec, &["rekey"], "");
-    assert_eq!(opened(&spec, postgres.as_ref()).await, "canary-0");
+    assert_eq!(opened(&spec, postgres.as_ref()).await.0, "canary-0");
     assert!(!spec.state_dir.join("master.key.next").exists());
 }

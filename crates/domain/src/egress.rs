@@ -311,18 +311,20 @@ impl Rule {
         Some(Wanted { target, via }).filter(|secured| self.allows(secured))
     }
 
-    /// The smallest rule that lets this through.
+    /// The smallest rule that lets this through and can be written.
     #[must_use]
     pub fn exactly(wanted: &Wanted) -> Self {
         let fitting = |path: &String| {
-            let fits = path.len() <= RULE_PATH_BYTES && is_plain(path) && is_writable(path);
-            if fits { path.clone() } else { "/".to_owned() }
+            let above = path_above(path, RULE_PATH_BYTES);
+            if is_plain(path) && is_writable(above) { above.to_owned() } else { "/".to_owned() }
         };
         let scope = match &wanted.via {
             Via::Tunnel => Scope::Tunnel,
-            Via::Http { method, path } => Scope::Http { methods: vec![method.clone()], path: fitting(path) },
+            Via::Http { method, path } => {
+                Scope::Http { methods: methods_of_rule([method]), path: fitting(path) }
+            }
             Via::Https { method, path } => {
-                Scope::Https { methods: vec![method.clone()], path: fitting(path) }
+                Scope::Https { methods: methods_of_rule([method]), path: fitting(path) }
             }
         };
         let host = HostPattern::Exactly(wanted.target.host.clone());
@@ -351,6 +353,23 @@ pub fn is_plain(path: &str) -> bool {
         && !SPELLINGS.iter().any(|spelling| decoded.contains(spelling))
         && !decoded.contains("//")
         && !decoded.split('/').any(|part| matches!(part, "." | ".."))
+}
+
+/// The path, or where it is longer than `bytes` the longest one above it that is not.
+#[must_use]
+pub fn path_above(path: &str, bytes: usize) -> &str {
+    if path.len() <= bytes {
+        return path;
+    }
+    let slash = path.as_bytes()[..bytes].iter().rposition(|byte| *byte == b'/');
+    slash.map_or("/", |slash| &path[..=slash])
+}
+
+/// Methods as a rule names them: none, which is any, where it cannot name one of them or there are too many.
+pub fn methods_of_rule<'a>(methods: impl IntoIterator<Item = &'a String>) -> Vec<String> {
+    let methods: Vec<String> = methods.into_iter().cloned().collect();
+    let can_be = methods.len() <= RULE_METHODS && methods.iter().all(|name| is_method(name));
+    if can_be { methods } else { Vec::new() }
 }
 
 /// The longest path that both are or lie below.
@@ -423,13 +442,15 @@ fn parts_of(rest: &str) -> Result<(&str, Vec<String>, String), &'static str> {
     Ok((authority, methods, path.to_owned()))
 }
 
+/// Whether a rule can name it. A tool may send others: `post` is another method than `POST`.
+fn is_method(name: &str) -> bool {
+    (1..=METHOD_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
+}
+
 fn methods_of(text: &str) -> Option<Vec<String>> {
     if text.is_empty() {
         return Some(Vec::new());
     }
-    let is_method = |name: &str| {
-        (1..=METHOD_BYTES).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'-')
-    };
     let mut methods: Vec<String> = text.split(',').map(str::to_owned).collect();
     methods.sort_unstable();
     methods.dedup();

@@ -262,12 +262,43 @@ fn the_smallest_rule_for_a_wish_allows_it_and_can_be_written_down() {
         http("h.example", "GET", "/a#b"),
         https("h.example", "GET", "/a/b"),
         https("h.example:8443", "GET", "/@scope%2fname"),
+        http("h.example", "GET", &format!("/a/{}", "b".repeat(RULE_PATH_BYTES - 3))),
+        http("h.example", "GET", &format!("/a/{}", "b".repeat(RULE_PATH_BYTES - 2))),
+        http("h.example", "post", "/a/b"),
+        https("h.example", "M1", "/a/b"),
     ] {
         let smallest = Rule::exactly(&wanted);
         assert!(smallest.allows(&wanted), "{smallest}");
         assert_eq!(rule(&smallest.to_string()), smallest);
     }
     assert!(!Rule::exactly(&http("h.example", "GET", "/a/b")).allows(&http("h.example", "GET", "/a/c")));
+    let long = http("h.example", "GET", &format!("/a/{}", "b".repeat(RULE_PATH_BYTES - 2)));
+    assert_eq!(Rule::exactly(&long).to_string(), "http://h.example/a/#GET");
+    assert_eq!(Rule::exactly(&http("h.example", "post", "/a/b")).to_string(), "http://h.example/a/b");
+}
+
+#[test]
+fn a_path_is_shortened_to_whole_parts() {
+    for (path, bytes, above) in [
+        ("/a/bc", 5, "/a/bc"),
+        ("/a/bc", 4, "/a/"),
+        ("/a/bc", 3, "/a/"),
+        ("/a/bc", 2, "/"),
+        ("/a/bc", 0, "/"),
+        ("*xy", 2, "/"),
+        ("/a/\u{e9}\u{e9}", 4, "/a/"),
+    ] {
+        assert_eq!(path_above(path, bytes), above, "{path} {bytes}");
+    }
+}
+
+#[test]
+fn methods_that_no_rule_can_name_are_any() {
+    let of = |names: &[String]| methods_of_rule(names);
+    let many = |count: usize| -> Vec<String> { (0..count).map(|n| "A".repeat(n + 1)).collect() };
+    assert_eq!(of(&many(RULE_METHODS)), many(RULE_METHODS));
+    assert_eq!(of(&many(RULE_METHODS + 1)), [""; 0]);
+    assert_eq!(of(&["GET".to_owned(), "get".to_owned()]), [""; 0]);
 }
 
 #[test]

@@ -79,9 +79,19 @@ async fn rotate(
     let found = find(&machine.store, project, credential).await?;
     let given = read_secret(found.settings.kind(), secret)?;
     unlock(&machine.settings, &machine.store).await?;
+    let gone = || format!("the credential \"{credential}\" was removed meanwhile");
+    // The proxy's login is somebody else's, and does not change with the key. What no longer opens is replaced all the same.
+    let given = match machine.store.open_credential(project, &found.id).await {
+        Ok(opened) => given.or_login_of(&opened.with_context(gone)?.secret),
+        Err(error) => {
+            complain(&format!(
+                "the old secret cannot be opened, so a proxy's login in it is not kept: {error}"
+            ));
+            given
+        }
+    };
     let rotated = machine.store.rotate_credential((project, &found.id), &given, &Actor::Operator).await?;
-    ensure!(rotated.is_some(), "the credential \"{credential}\" was removed meanwhile");
-    Ok(found.id)
+    rotated.map(|_| found.id).with_context(gone)
 }
 
 async fn remove(store: &Store, project: &ProjectId, credential: &str) -> anyhow::Result<CredentialId> {

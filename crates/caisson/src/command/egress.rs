@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use caisson_domain::egress::{
-    Host, HostPattern, METHOD_BYTES, Rule, Scope, Target, Via, Wanted, common_path,
+    Host, HostPattern, METHOD_BYTES, RULE_PORTS, RULES, Rule, Scope, Target, Via, Wanted, common_path,
+    methods_of_rule,
 };
 use serde_json::{Value, json};
 
@@ -11,8 +12,8 @@ use super::{DONE, client, print, print_json};
 use crate::cli::One;
 use crate::render::clean;
 
-/// Reasons of denials that a rule would have avoided.
-const BY_RULE: [&str; 3] = ["not_allowed", "not_in_workflow", "private_address"];
+/// Reasons of denials that a rule would have avoided, and of those behind which nobody looked whether there is one.
+const BY_RULE: [&str; 4] = ["not_allowed", "not_in_workflow", "private_address", "too_many_targets"];
 
 /// `caisson egress suggest`.
 ///
@@ -31,7 +32,7 @@ pub(crate) async fn suggest(flags: One) -> anyhow::Result<u8> {
         print_json(&json!({
             "run": id, "allow": learned.all.rules(), "allow_private": learned.private,
             "without_rule": learned.unruled.rules(), "in_workflow": learned.unchosen.rules(),
-            "instead": instead.collect::<Vec<_>>(),
+            "instead": instead.collect::<Vec<_>>(), "unnamed": learned.unnamed,
         }))?;
     } else {
         print(&told(&id, &learned));
@@ -51,11 +52,19 @@ fn told(id: &str, learned: &Learned) -> String {
     if allow.is_empty() && private.is_empty() {
         lines.push(format!("# run {id} used nothing outside and was denied nothing that a rule would allow"));
     } else {
-        lines.push(format!("# all that run {id} used and was denied; look before you allow it\n[egress]"));
+        lines.push(format!("# what run {id} used and was denied; look before you allow it\n[egress]"));
         lines.push(list("allow", &mut allow.iter()));
     }
     if !private.is_empty() {
         lines.push(list("allow_private", &mut private.iter()));
+    }
+    if allow.len() > RULES {
+        let count = allow.len();
+        lines.push(format!("# egress.allow takes {RULES} rules and these are {count}: `*.` before a domain allows all hosts in it"));
+    }
+    if learned.unnamed > 0 {
+        let count = learned.unnamed;
+        lines.push(format!("# {count} denials more are not in the list: their hosts were not kept; allow these, and run it again"));
     }
     let unruled: Vec<String> = learned.unruled.rules().iter().map(quoted).collect();
     if !unruled.is_empty() {
@@ -90,6 +99,8 @@ struct Learned {
     unchosen: Places,
     /// Addresses that are not public, to which a name of a rule led.
     private: BTreeSet<String>,
+    /// Denials of which the number alone is known.
+    unnamed: u64,
     /// Tunnels that were denied where a rule has plain requests go on over TLS, and what to ask for.
     instead: BTreeSet<(Target, String)>,
 }
@@ -117,6 +128,10 @@ impl Learned {
                 if let Some(url) = data["instead"].as_str() {
                     // A rule for the tunnel would undo the one that is there.
                     self.instead.extend(target(data).map(|target| (target, url.to_owned())));
+                    return;
+                }
+                if data["host"].is_null() {
+                    self.unnamed = self.unnamed.saturating_add(data["count"].as_u64().unwrap_or(1));
                     return;
                 }
                 self.note(data, data["reason"] == "not_allowed");
@@ -162,14 +177,19 @@ impl Places {
         }
     }
 
-    /// One rule for each host's tunnels, one for each place of plain HTTP that no tunnel covers, and one for each place that the
+    /// One rule for each host's tunnels (of more ports than one may have, some), one for each place of plain HTTP that no tunnel covers, and one for each place that the
     /// server spoke TLS to, which no tunnel covers: it is the rule that has the server do so.
     fn rules(&self) -> Vec<String> {
-        let tunnels = self.tunnels.iter().map(|(host, ports)| Rule {
-            host: HostPattern::Exactly(host.clone()),
-            ports: ports.iter().copied().collect(),
-            scope: Scope::Tunnel,
-        });
+        let of_ports = |(host, ports): (&Host, &BTreeSet<u16>)| -> Vec<Rule> {
+            let ports: Vec<u16> = ports.iter().copied().collect();
+            let rule = |ports: &[u16]| Rule {
+                host: HostPattern::Exactly(host.clone()),
+                ports: ports.to_vec(),
+                scope: Scope::Tunnel,
+            };
+            ports.chunks(RULE_PORTS).map(rule).collect()
+        };
+        let tunnels = self.tunnels.iter().flat_map(of_ports);
         let covered = |target: &Target| {
             self.tunnels.get(&target.host).is_some_and(|ports| ports.contains(&target.port))
         };
@@ -190,7 +210,7 @@ fn of_requests(target: &Target, (methods, path): &Requests, via: impl FnOnce(Str
     match &mut rule.scope {
         Scope::Tunnel => {}
         Scope::Http { methods: named, .. } | Scope::Https { methods: named, .. } => {
-            *named = methods.iter().cloned().collect();
+            *named = methods_of_rule(methods);
         }
     }
     rule
@@ -327,6 +347,50 @@ mod tests {
             ]
         );
         assert!(learned.private.is_empty() && learned.unchosen.rules().is_empty());
+    }
+
+    #[test]
+    fn what_no_one_rule_can_have_is_in_rules_that_the_server_takes() {
+        let item = |host: &str, port: usize, method: Option<&str>| {
+            let via = method.map_or("tunnel", |_| "http");
+            json!({"host": host, "port": port, "via": via, "method": method, "path": "/a/b"})
+        };
+        let mut items: Vec<Value> = (1..=RULE_PORTS + 1).map(|port| item("p.example", port, None)).collect();
+        let methods: Vec<String> = (1..=17).map(|length| "M".repeat(length)).collect();
+        items.extend(methods.iter().map(|method| item("m.example", 80, Some(method))));
+        items.push(item("l.example", 80, Some("post")));
+        let found = learned(&[("egress.used", json!({"items": items}))]);
+        let rules = found.all.rules();
+        let first: Vec<String> = (1..=RULE_PORTS).map(|port| port.to_string()).collect();
+        let first = format!("p.example:{}", first.join(","));
+        assert_eq!(rules, [&first, "p.example:17", "http://l.example/a/b", "http://m.example/a/b"]);
+        assert!(rules.iter().all(|rule| rule.parse::<Rule>().is_ok()), "{rules:?}");
+
+        let more = |count: usize| {
+            let items: Vec<Value> = (0..count).map(|n| item(&format!("h{n}.example"), 443, None)).collect();
+            told("run_1", &learned(&[("egress.used", json!({"items": items}))]))
+        };
+        assert!(!more(RULES).contains("takes 256 rules"));
+        assert!(more(RULES + 1).contains("\n# egress.allow takes 256 rules and these are 257: "));
+    }
+
+    #[test]
+    fn denials_whose_hosts_were_not_kept_are_counted() {
+        let others = |reason: &str, count: u64| {
+            let data = json!({"host": null, "port": null, "via": "tunnel", "reason": reason, "count": count});
+            ("egress.denied", data)
+        };
+        let late = json!({"host": "late.example", "port": 443, "via": "tunnel", "method": null, "reason": "too_many_targets"});
+        let learned = learned(&[
+            others("not_allowed", 3),
+            others("private_address", 4),
+            others("host_mismatch", 5),
+            ("egress.denied", late),
+        ]);
+        assert_eq!((learned.unnamed, learned.all.rules()), (7, vec!["late.example:443".to_owned()]));
+        let text = told("run_1", &learned);
+        assert!(text.contains("\n# 7 denials more are not in the list: "), "{text}");
+        assert_eq!(text.parse::<toml::Table>().unwrap()["egress"]["allow"].as_array().unwrap().len(), 1);
     }
 
     #[test]

@@ -70,6 +70,17 @@ impl CredentialSecret {
         }
     }
 
+    /// The same with the outbound proxy's login of another secret, unless it has its own.
+    #[must_use]
+    pub fn or_login_of(mut self, other: &Self) -> Self {
+        if let Self::Value { proxy_login, .. } | Self::Oauth { proxy_login, .. } = &mut self
+            && proxy_login.is_none()
+        {
+            *proxy_login = other.proxy_login().cloned();
+        }
+        self
+    }
+
     /// Every text in it that must not be shown, the password of a login also by itself.
     #[must_use]
     pub fn texts(&self) -> Vec<SecretString> {
@@ -154,6 +165,34 @@ impl CredentialSecret {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_login_is_taken_from_another_secret_where_there_is_none() {
+        let secret = |text: &str| SecretString::from(text.to_owned());
+        let value = |login: Option<&str>| CredentialSecret::Value {
+            value: secret("canary-1"),
+            proxy_login: login.map(secret),
+        };
+        let oauth = |login: Option<&str>| CredentialSecret::Oauth {
+            access_token: secret("canary-2"),
+            refresh_token: secret("canary-3"),
+            expires_at_ms: 7,
+            proxy_login: login.map(secret),
+        };
+        let login = |of: CredentialSecret, other: &CredentialSecret| {
+            of.or_login_of(other).proxy_login().map(|login| login.expose_secret().to_owned())
+        };
+        let old = value(Some("u:old"));
+        for (new, kept) in [
+            (value(None), Some("u:old")),
+            (value(Some("u:new")), Some("u:new")),
+            (oauth(None), Some("u:old")),
+            (CredentialSecret::PrivateKey { private_key: secret("canary-4") }, None),
+        ] {
+            assert_eq!(login(new, &old).as_deref(), kept);
+        }
+        assert_eq!(login(value(None), &oauth(None)), None);
+    }
 
     #[test]
     fn a_secret_is_written_and_read_back_and_never_shown() {

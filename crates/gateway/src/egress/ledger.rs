@@ -6,7 +6,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use caisson_domain::egress::{Host, RULE_PATH_BYTES, Rule, Target, Via, Wanted, common_path};
+use caisson_domain::egress::{Host, RULE_PATH_BYTES, Rule, Target, Via, Wanted, common_path, path_above};
 use caisson_domain::run::cut;
 use serde_json::{Value, json};
 
@@ -156,7 +156,7 @@ impl Ledger {
         }
         let kept = wanted.cloned().map(|mut wanted| {
             if let Some(path) = path_of(&mut wanted.via) {
-                *path = cut(path, RULE_PATH_BYTES).to_owned();
+                *path = path_above(path, RULE_PATH_BYTES).to_owned();
             }
             wanted
         });
@@ -245,7 +245,7 @@ fn denied(asked: &str, wanted: Option<&Wanted>, fault: &Fault, count: u64) -> Va
     let mut told = json!({
         "host": wanted.map_or_else(|| asked.to_owned(), |wanted| wanted.target.host.to_string()),
         "port": wanted.map(|wanted| wanted.target.port), "via": via, "method": method,
-        "path": path.map(|path| cut(path, EXCERPT_BYTES)), "reason": fault.reason(),
+        "path": path, "reason": fault.reason(),
         "setting": remedy.as_ref().map(|(setting, _)| setting), "rule": remedy.as_ref().map(|(_, rule)| rule),
         "message": fault.message(asked), "count": count,
     });
@@ -260,7 +260,7 @@ fn parts(via: &Via) -> (Option<String>, Option<&str>) {
     match via {
         Via::Tunnel => (None, None),
         Via::Http { method, path } | Via::Https { method, path } => {
-            (Some(method.clone()), Some(cut(path, RULE_PATH_BYTES)))
+            (Some(method.clone()), Some(path_above(path, RULE_PATH_BYTES)))
         }
     }
 }

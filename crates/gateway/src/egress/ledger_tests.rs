@@ -91,6 +91,22 @@ fn a_denial_is_told_once_and_then_counted_with_the_rule_for_all_of_it() {
 }
 
 #[test]
+fn a_long_path_is_told_as_the_rule_for_it_has_it() {
+    let mut ledger = Ledger::default();
+    let path = |bytes: usize| format!("/x/{}", "y".repeat(bytes - 3));
+    for (path, told) in
+        [(path(RULE_PATH_BYTES), path(RULE_PATH_BYTES)), (path(RULE_PATH_BYTES + 1), "/x/".to_owned())]
+    {
+        let wanted = get(&format!("h{}.example", path.len()), &path);
+        let Noted::First(denied) = ledger.deny("", Some(&wanted), &not_allowed(&wanted)) else { panic!() };
+        assert_eq!(denied["path"], told.as_str());
+        assert_eq!(denied["rule"], format!("http://{}{told}#GET", wanted.target.host));
+        ledger.begin(&wanted, Ground::Rule).unwrap();
+        assert_eq!(ledger.used()[0]["items"][0]["path"], told.as_str());
+    }
+}
+
+#[test]
 fn a_refused_tunnel_is_told_with_what_a_rule_has_instead() {
     let mut ledger = Ledger::default();
     let (wanted, other) = (tunnel("r.example"), tunnel("a.example"));

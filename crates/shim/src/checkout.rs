@@ -179,7 +179,7 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
         return Ok((without_commits(git).await?, None));
     };
     let anchor = anchor::fetch(git).await?;
-    attributes::give(git, anchor.as_deref(), "HEAD").await?;
+    attributes::give(git, anchor.as_deref(), &base).await?;
     if work.base.as_ref() == Some(&work.branch) && start.is_none() {
         git.run(&["checkout", "--quiet", work.branch.as_str(), "--"]).await?;
     } else {

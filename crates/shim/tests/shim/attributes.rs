@@ -10,7 +10,7 @@ use crate::pristine::{noted, reading, with_set_up};
 use crate::sandbox::{SEARCH_PATH, Sandbox, failed, git};
 
 /// Search paths with the git that there is, and with that of the operating system, which may be older.
-const PATHS: [&str; 2] = [SEARCH_PATH, "/usr/bin:/bin"];
+pub(crate) const PATHS: [&str; 2] = [SEARCH_PATH, "/usr/bin:/bin"];
 
 /// Tells what is read.
 const READING: &str = "

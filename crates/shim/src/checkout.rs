@@ -121,9 +121,10 @@ pub(crate) async fn again(
     // One after the other they would take a third of a follow-up's time.
     tokio::try_join!(git.learn_drivers(), set_author(git))?;
     to_branch(git).await?;
+    let anchor = before.anchor.as_deref();
     let (noted, ()) =
-        tokio::try_join!(known_base(git, access), attributes::give(git, before.anchor.as_deref(), "HEAD"))?;
-    let Renewal { base, note } = renewal::renew(git, before.anchor.as_deref(), access).await?;
+        tokio::try_join!(known_base(git, access), attributes::give_again(git, anchor, "HEAD", access))?;
+    let Renewal { base, note } = renewal::renew(git, anchor, access).await?;
     Ok(Checkout { base: base.or(noted), note, ..before.clone() })
 }
 
@@ -178,7 +179,7 @@ async fn fresh(git: &Git) -> Result<Commits, Failure> {
         return Ok((without_commits(git).await?, None));
     };
     let anchor = anchor::fetch(git).await?;
-    attributes::give(git, anchor.as_deref(), "HEAD").await?;
+    attributes::give(git, anchor.as_deref(), &base).await?;
     if work.base.as_ref() == Some(&work.branch) && start.is_none() {
         git.run(&["checkout", "--quiet", work.branch.as_str(), "--"]).await?;
     } else {
@@ -296,7 +297,7 @@ async fn existing(git: &Git, access: WorkspaceAccess) -> Result<Commits, Failure
     let anchor = anchor::fetch(git).await?;
     set_author(git).await?;
     to_branch(git).await?;
-    attributes::give(git, anchor.as_deref(), "HEAD").await?;
+    attributes::give_again(git, anchor.as_deref(), "HEAD", access).await?;
     Ok((known_base(git, access).await?, anchor))
 }
 

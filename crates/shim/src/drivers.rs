@@ -37,8 +37,8 @@ impl Drivers {
 }
 
 impl Git {
-    /// Looks at which programs the repository's settings name now. An agent may change them while it runs; what runs then
-    /// has its rights, and no others.
+    /// Looks at which programs the repository's settings name now, which is to be done again where `HEAD` was moved: some count on one
+    /// branch alone. An agent may change them while it runs; what runs then has its rights, and no others.
     ///
     /// # Errors
     /// [`Failure`] if git did not start or end, or there are too many.

@@ -13,7 +13,7 @@ use crate::checkout::{Checkout, PREPARING, set_base};
 use crate::commands;
 use crate::git::{Git, text};
 use crate::plain_file;
-use crate::steering::{discard, open_up, remove};
+use crate::steering::{attributes, discard, open_up, remove};
 
 /// Where the repository is while the set-up command has another one: in the agent's home, where that command cannot write.
 const KEPT: &str = ".caisson-repository";
@@ -32,11 +32,11 @@ pub(crate) struct Pristine<'a> {
 impl<'a> Pristine<'a> {
     /// Looks at the checkout; none if it has no commit yet, and so nothing to be read. In one that an earlier run has had, the files
     /// are made those of the commit, and what is beside them is removed, but for the caches that `file` names. Where there is a set-up
-    /// command, the repository is copied to where that cannot write, and until [`Pristine::put_back`] the checkout counts as not
-    /// finished: if it does not come to that, the next run makes it anew.
+    /// command, the anchor's attributes count whatever it writes, the repository is copied to where it cannot write, and until
+    /// [`Pristine::put_back`] the checkout counts as not finished: if it does not come to that, the next run makes it anew.
     ///
     /// # Errors
-    /// [`Failure`] if git fails, or there is no room for the copy.
+    /// [`Failure`] if git fails, there are more attributes than can be replaced, or there is no room for the copy.
     pub(crate) async fn look(
         git: &'a Git,
         checkout: &'a Checkout,
@@ -45,6 +45,9 @@ impl<'a> Pristine<'a> {
         let Some(commit) = checkout.base.as_deref() else { return Ok(None) };
         let pristine = Self { git: Git { is_held: true, ..git.clone() }, file, commit };
         let git = &pristine.git;
+        if let (Some(_), Some(anchor)) = (&file.setup, &checkout.anchor) {
+            attributes::overrule(git, anchor, commit).await?;
+        }
         if checkout.was_there {
             pristine.put_files_back().await?;
             let caches: Vec<String> = file

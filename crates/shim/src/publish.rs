@@ -94,7 +94,7 @@ impl Live<'_> {
         let full = branch.full_ref();
         if found.status.head.is_none() {
             git.run(&["symbolic-ref", "HEAD", &full]).await?;
-            return Ok(survey(git, base).await?);
+            return survey_moved(git, base).await;
         }
         let tip = git.resolve(&full).await?.filter(|tip| Some(tip) != found.status.head.as_ref());
         if found.commits.is_empty() && found.on_base && tip.is_some() {
@@ -102,7 +102,7 @@ impl Live<'_> {
             // come along if they can.
             let back = git.attempt(&["checkout", "--quiet", branch.as_str(), "--"]).await?;
             if back.exit.success() {
-                return Ok(survey(git, base).await?);
+                return survey_moved(git, base).await;
             }
         }
         if !found.on_base {
@@ -117,7 +117,7 @@ impl Live<'_> {
         }
         git.run(&["checkout", "--quiet", "--no-track", "-B", branch.as_str()]).await?;
         self.recorder.note(NoteLevel::Info, note).await?;
-        Ok(survey(git, base).await?)
+        survey_moved(git, base).await
     }
 
     /// Commits what is not committed; who wrote the message, or none if there was nothing to commit after all.
@@ -249,6 +249,12 @@ impl Live<'_> {
             None => Ok(artifacts.late(DIFF).await?),
         }
     }
+}
+
+/// Looks at the work once `HEAD` is on another branch, for which the repository's settings may name other programs.
+async fn survey_moved(git: &Git, base: Option<&str>) -> Result<Survey, Halt> {
+    git.learn_drivers().await?;
+    Ok(survey(git, base).await?)
 }
 
 /// Pushes where no agent is kept to solve a conflict.

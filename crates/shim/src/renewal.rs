@@ -54,7 +54,7 @@ pub(crate) async fn renew(
         return Err(git.refusal(FailureKind::RepoUnreachable, &message, &output));
     }
     let Some(newest) = git.resolve(KEPT).await? else { return Ok(Renewal::default()) };
-    attributes::give(git, anchor, &newest).await?;
+    attributes::give_again(git, anchor, &newest, access).await?;
     git.run(&["reset", "--quiet", "--hard", &newest]).await?;
     if before.as_deref() == Some(newest.as_str()) {
         return Ok(Renewal { base: Some(newest), note: None });

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use caisson_domain::run::{Failure, FailureKind};
+use caisson_domain::workflow::WorkspaceAccess;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
@@ -53,21 +54,80 @@ const KNOWN: [&str; 15] = [
 /// # Errors
 /// [`Failure`] if git fails, there are more attributes than are looked at, or the repository's own cannot be written.
 pub(crate) async fn give(git: &Git, anchor: Option<&str>, commit: &str) -> Result<(), Failure> {
-    // Usually it is not set.
-    git.attempt(&["config", "--unset-all", TREE]).await?;
-    let mut own = None;
-    if let Some(anchor) = anchor {
-        let compared = git.attempt(&["diff-tree", "-r", "--quiet", anchor, commit, "--", PATTERN]).await?;
-        if !compared.exit.success() {
-            let (branch, anchor) = (read(git, commit).await?, read(git, anchor).await?);
-            own = Some(in_place_of(&branch, &anchor).ok_or_else(|| {
-                too_many(format!(
-                    "a line of them and its directory's name are longer than {LINE_BYTES} bytes"
-                ))
-            })?);
-        }
+    unset_tree(git).await?;
+    match anchor {
+        Some(anchor) if !are_alike(git, anchor, commit).await? => give_all(git, anchor, commit).await,
+        Some(_) | None => put(git, None),
     }
-    write(&repository(git), own.as_deref()).map_err(|error| {
+}
+
+/// As [`give`], in a checkout that is there already. Where agents only read, an earlier set-up command may have left files of attributes
+/// in it, so the anchor's count always. Where there are more of them than can be replaced, none has run: [`overrule`] saw to that.
+///
+/// # Errors
+/// As [`give`].
+pub(crate) async fn give_again(
+    git: &Git,
+    anchor: Option<&str>,
+    commit: &str,
+    access: WorkspaceAccess,
+) -> Result<(), Failure> {
+    match (access, anchor) {
+        (WorkspaceAccess::ReadOnly, Some(anchor)) if are_alike(git, anchor, commit).await? => {
+            unset_tree(git).await?;
+            put(git, replacing(git, anchor, None).await?.ok().as_deref())
+        }
+        (WorkspaceAccess::ReadOnly | WorkspaceAccess::ReadWrite, _) => give(git, anchor, commit).await,
+    }
+}
+
+/// Lets the anchor's attributes count whatever files of attributes a set-up command writes: git heeds those that no commit has as well,
+/// also where it compares two commits. This is surer than to remove them afterwards: while git looks which files were changed, one of the
+/// commit's own that was changed counts too, and can have git take another for what it was. And what was built may need those beside it.
+///
+/// # Errors
+/// As [`give`].
+pub(crate) async fn overrule(git: &Git, anchor: &str, commit: &str) -> Result<(), Failure> {
+    unset_tree(git).await?;
+    give_all(git, anchor, commit).await
+}
+
+async fn unset_tree(git: &Git) -> Result<(), Failure> {
+    // Usually it is not set.
+    git.attempt(&["config", "--unset-all", TREE]).await.map(drop)
+}
+
+async fn are_alike(git: &Git, anchor: &str, commit: &str) -> Result<bool, Failure> {
+    let compared = git.attempt(&["diff-tree", "-r", "--quiet", anchor, commit, "--", PATTERN]).await?;
+    Ok(compared.exit.success())
+}
+
+async fn give_all(git: &Git, anchor: &str, commit: &str) -> Result<(), Failure> {
+    let own = replacing(git, anchor, Some(commit)).await?.map_err(too_many)?;
+    put(git, Some(&own))
+}
+
+/// The repository's own attributes that have the anchor's count, or why there can be none; `commit` if its files may be others.
+async fn replacing(
+    git: &Git,
+    anchor: &str,
+    commit: Option<&str>,
+) -> Result<Result<Vec<u8>, String>, Failure> {
+    let mut notes = Vec::new();
+    let branch = match commit {
+        Some(commit) => read(git, commit, &mut notes).await?,
+        None => Files::default(),
+    };
+    let anchor = read(git, anchor, &mut notes).await?;
+    if let Some(note) = notes.pop() {
+        return Ok(Err(note));
+    }
+    let too_long = || format!("a line of them and its directory's name are longer than {LINE_BYTES} bytes");
+    Ok(in_place_of(&branch, &anchor).ok_or_else(too_long))
+}
+
+fn put(git: &Git, own: Option<&[u8]>) -> Result<(), Failure> {
+    write(&repository(git), own).map_err(|error| {
         let message = "the attributes of the workspace's repository cannot be written; begin a new session";
         Failure::new(FailureKind::PolicyDenied, message).with_evidence(error.to_string())
     })
@@ -85,32 +145,34 @@ fn repository(git: &Git) -> PathBuf {
 }
 
 fn too_many(evidence: String) -> Failure {
-    let message = "the branch has other attributes than the one that steers the agent, and more of them than can be replaced";
+    let message = "the attributes of the branch that steers the agent are to count, and there are more of them than can be replaced";
     Failure::new(FailureKind::PolicyDenied, message).with_evidence(evidence)
 }
 
-async fn read(git: &Git, commit: &str) -> Result<Files, Failure> {
-    let (mut files, mut notes) = (Files::default(), Vec::new());
+async fn read(git: &Git, commit: &str, notes: &mut Vec<String>) -> Result<Files, Failure> {
+    let mut files = Files::default();
     let entries = list(git, commit, &[PATTERN]).await?;
-    files.read(git, commit, &entries, &mut notes).await?;
-    notes.pop().map_or(Ok(files), |note| Err(too_many(note)))
+    files.read(git, commit, &entries, notes).await?;
+    Ok(files)
 }
 
-/// The repository's own attributes that have the anchor's count; none if git would pass over a line of them. Pure.
+/// The repository's own attributes that have the anchor's count, whatever the branch's files say, or others of attributes by which git goes;
+/// none if git would pass over a line of them. Pure.
 fn in_place_of(branch: &Files, anchor: &Files) -> Option<Vec<u8>> {
-    let said = lines_of(branch);
+    let (said, mut files) = (lines_of(branch), lines_of(anchor));
+    let kept: BTreeSet<&[u8]> = files.iter().flat_map(|(_, line)| line.names()).collect();
     let mut names: BTreeSet<&[u8]> = KNOWN.iter().map(|name| name.as_bytes()).collect();
-    names.extend(said.iter().flat_map(|(_, line)| line.names()));
-    let mut own = BINARY.to_vec();
-    let defined = said.iter().filter_map(|(_, line)| line.defined());
-    for name in defined.filter(|name| is_name(name) && *name != b"binary") {
+    names.extend(said.iter().flat_map(|(_, line)| line.names()).chain(kept.iter().copied()));
+    // None that the anchor says stands for others, unless it says so itself below: a file may have any of them hide something.
+    let mut own = Vec::new();
+    for name in kept {
         own.extend([MACRO, name, b"\n"].concat());
     }
+    own.extend(BINARY);
     for name in names {
         own.extend([b"* !", name, b"\n"].concat());
     }
     // Those of a directory count more than those above it.
-    let mut files = lines_of(anchor);
     files.sort_by_key(|(directory, _)| directory.matches('/').count() + usize::from(!directory.is_empty()));
     for (directory, line) in files {
         let line = line.below(directory).unwrap_or_default();

@@ -117,6 +117,35 @@ fn git_says_of_every_path_what_the_anchor_says() {
     }
 }
 
+/// Files that are neither the branch's nor the anchor's, as a set-up command may leave them.
+const LEFT: [(&str, &str); 3] = [
+    (
+        ".gitattributes",
+        "[attr]mine -diff filter=own\n[attr]custom -diff\n[attr]text -diff\n[attr]diff -text\n[attr]ident -diff\n[attr]hide -diff\n* hide\n",
+    ),
+    (
+        "sub/.gitattributes",
+        "* -diff ident eol=crlf filter=own working-tree-encoding=UTF-16\n*.py text custom\n",
+    ),
+    ("other/.gitattributes", "* binary custom merge=own\n"),
+];
+
+#[test]
+fn files_of_attributes_that_are_no_commits_say_nothing_by_which_git_goes() {
+    // Each name that the anchor says is one that such a file can have stand for others.
+    let anchor =
+        [ANCHOR.as_slice(), &[("odd x/.gitattributes", "* custom text diff ident=x mine\n")]].concat();
+    let own = own(&[], &anchor).unwrap();
+    // The name of its own stays, which says nothing to git.
+    let without =
+        |said: String| said.lines().filter(|line| !line.contains(": hide: ")).collect::<Vec<_>>().join("\n");
+    for program in gits() {
+        let wanted = said(program, &anchor, None);
+        assert_ne!(said(program, &LEFT, None), wanted);
+        assert_eq!(without(said(program, &LEFT, Some(&own))), wanted, "{program}\n{own}");
+    }
+}
+
 #[test]
 fn a_name_that_git_would_not_take_is_not_unsaid() {
     let own =

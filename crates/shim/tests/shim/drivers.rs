@@ -91,6 +91,40 @@ async fn none_runs_when_saved(name: &str) {
     assert_eq!(ran, Vec::<String>::new());
 }
 
+/// Settings that count on the run's branch alone, to which publishing brings what the agent has left elsewhere.
+#[tokio::test]
+async fn no_program_of_settings_that_count_on_one_branch_runs_when_work_is_published() {
+    // With a commit that the branch has not, and at one that it has.
+    for left in ["commit('feat: elsewhere')", "sh('git', 'checkout', '-q', 'HEAD~1')"] {
+        let script = format!(
+            "
+def prompt(uuid, text, number):
+    if number:
+        return done(uuid, 'fix: two')
+    write('c.txt', 'three\\n')
+    commit('feat: three')
+    sh('git', 'checkout', '-q', '--detach')
+    write('d.txt', 'four\\n')
+    {left}
+    write('.gitattributes', '* filter=own\\n')
+    write('b.txt', 'two\\n')
+    write('.git/more', '[filter \"own\"]\\n\\tclean = \"touch ' + os.environ['HOME'] + '/ran-clean; cat\"\\n')
+    sh('git', 'config', 'includeIf.onbranch:{BRANCH}.path', 'more')
+    done(uuid)
+"
+        );
+        let mut sandbox = Sandbox::with_repository(&script);
+        let outcome = sandbox.run(git_work("Fix it")).await;
+        assert_published(&sandbox, &outcome);
+        assert_eq!(sandbox.remote(&["show", &format!("{BRANCH}:b.txt")]), "two");
+        assert_eq!(ran(&sandbox), Vec::<String>::new(), "{left}");
+        // The control: on that branch git would have run it.
+        std::fs::write(sandbox.place("workspace/b.txt"), "five\n").unwrap();
+        sandbox.workspace(&["add", "--all"]);
+        assert_eq!(ran(&sandbox), ["ran-clean"], "{left}");
+    }
+}
+
 /// What two have changed in one file is merged by git itself, with its own driver.
 #[tokio::test]
 async fn no_driver_of_the_repository_merges_a_file() {

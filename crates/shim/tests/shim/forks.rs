@@ -4,6 +4,7 @@ use caisson_domain::protocol::{Ending, Outcome};
 use caisson_domain::run::FailureKind;
 use caisson_domain::workflow::Publish;
 
+use crate::attributes::PATHS;
 use crate::sandbox::{BRANCH, Sandbox, failure, git, git_work};
 
 const LOOKING: &str = "
@@ -78,6 +79,26 @@ async fn a_fork_that_works_on_its_base_begins_at_its_commit_as_well() {
     let outcome = sandbox.run(work).await;
     assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
     assert_eq!(sandbox.workspace(&["rev-parse", "main"]), start);
+}
+
+/// Its files are those of its commit, whose attributes may be others than those of its base.
+#[tokio::test]
+async fn a_fork_has_the_attributes_of_the_branch_that_steers_and_not_those_of_its_commit() {
+    for path in PATHS {
+        let mut sandbox = Sandbox::with_repository(LOOKING);
+        sandbox.set("path", path);
+        let seed = sandbox.place("seed");
+        git(&seed, &["checkout", "-q", "-b", ORIGINS]);
+        std::fs::write(seed.join(".gitattributes"), "a.txt -diff\nb.txt text eol=crlf\n").unwrap();
+        sandbox.seed("b.txt", "x\n", "feat: set attributes");
+        let start = sandbox.remote(&["rev-parse", ORIGINS]);
+        let outcome = run(&mut sandbox, &start).await;
+        assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
+        assert_eq!(sandbox.workspace(&["rev-parse", "HEAD"]), start);
+        assert_eq!(std::fs::read(sandbox.place("workspace/b.txt")).unwrap(), b"x\n");
+        std::fs::write(sandbox.place("workspace/a.txt"), "changed\n").unwrap();
+        assert!(sandbox.workspace(&["diff"]).contains("+changed"));
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 
 mod approvals;
 mod artifacts;
+mod attributes;
 mod branches;
 mod conflicts;
 mod drivers;

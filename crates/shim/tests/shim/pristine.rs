@@ -8,14 +8,14 @@ use caisson_domain::workflow::{Publish, WorkspaceAccess};
 use crate::sandbox::{Sandbox, failed, git, git_work, run_id};
 use crate::steering::INSTRUCTIONS;
 
-fn reading(number: i64) -> RunWork {
+pub(crate) fn reading(number: i64) -> RunWork {
     let mut work = git_work("Look");
     (work.run, work.publish, work.workspace) = (run_id(number), Publish::None, WorkspaceAccess::ReadOnly);
     work
 }
 
 /// A repository with a set-up command of its own, and an agent.
-fn with_set_up(agent: &str, set_up: &str) -> Sandbox {
+pub(crate) fn with_set_up(agent: &str, set_up: &str) -> Sandbox {
     let sandbox = Sandbox::with_repository(agent);
     let seed = sandbox.place("seed");
     std::fs::write(seed.join(".caisson.yaml"), "setup: [python3, set_up.py]\ncaches: [build]\n").unwrap();
@@ -24,7 +24,7 @@ fn with_set_up(agent: &str, set_up: &str) -> Sandbox {
 }
 
 /// What the agents noted of something, oldest first.
-fn noted(log: &[String], name: &str) -> Vec<String> {
+pub(crate) fn noted(log: &[String], name: &str) -> Vec<String> {
     log.iter().filter_map(|line| line.strip_prefix(name)).map(str::to_owned).collect()
 }
 

@@ -15,7 +15,7 @@ use testkit::world::{World, WorldSpec};
 
 const WAIT: Duration = Duration::from_mins(1);
 /// A time limit that leaves the agent time to do half of its work, in seconds.
-const TIME_LIMIT_S: i64 = 15;
+const TIME_LIMIT_S: i64 = 30;
 
 testkit::on_every_engine_and_database! {
     a_request_that_cannot_be_run_is_refused_with_its_own_code

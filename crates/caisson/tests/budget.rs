@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::{Value, json};
 use testkit::ground::Ground;
 use testkit::parts::Parts;
-use testkit::world::{World, WorldSpec};
+use testkit::world::{World, WorldSpec, until};
 
 testkit::on_every_engine_and_database! {
     a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept
@@ -92,9 +92,9 @@ async fn a_run_is_stopped_inside_its_turn_by_its_budget_and_its_work_is_kept(gro
     world.wait_tidy().await.unwrap();
 }
 
-/// Spends 16 cents, of which 14 in one reply, is then inside a tool for some seconds, and goes on as it is told or not told.
+/// Spends 16 cents, of which 14 in one reply, is then inside a tool until [`wait_told`] lets it go on, and does as it is told or not told.
 fn spends(told: &Value) -> Value {
-    let wait = "python3 -c 'import time; time.sleep(3)'";
+    let wait = until(GO);
     json!({"prompts": [
         [
             {"tool": {"name": "Write", "input": {"file_path": "$CWD/half.txt", "content": "half done\n"}},
@@ -105,6 +105,16 @@ fn spends(told: &Value) -> Value {
         {"when_prompt_contains": "money for this task is running out", "steps": told},
         {"when_prompt_contains": "commit message", "steps": [{"text": "feat: begin"}]},
     ]})
+}
+
+/// What lets the agent that [`spends`] go on.
+const GO: &str = "go";
+
+/// Waits until the agent of [`spends`] has in its queue what it was told, behind its prompt, and lets it go on.
+async fn wait_told(world: &World, id: &str) {
+    world.api.wait_event(id, END, |event| event["kind"] == "run.budget_soft").await.unwrap();
+    world.queued(id, 2, END).await.unwrap();
+    world.let_go(id, GO).await.unwrap();
 }
 
 /// The events in which the agent's own lines are of that kind.
@@ -130,7 +140,9 @@ async fn an_agent_that_is_told_to_wrap_up_commits_and_its_run_succeeds_within_it
     let world = world(&parts, ground, &scenario, &[("BUDGET__SOFT_PERCENT", "40")]).await;
     let mut body = world.run_body();
     body["budget_micro_usd"] = json!(400_000);
-    let run = ended(&world, &body).await;
+    let id = world.api.submit(&body).await.unwrap();
+    wait_told(&world, &id).await;
+    let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
     assert_eq!((&run["result"], &run["budget_soft_percent"]), (&json!("Half of it is done."), &json!(40)));
     let commit = run["pushed_commit"].as_str().unwrap();
@@ -161,9 +173,8 @@ async fn an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_wi
     ground: Ground,
 ) {
     let Some(parts) = parts() else { return };
-    let wait = "python3 -c 'import time; time.sleep(3)'";
     let scenario = spends(&json!([
-        {"tool": {"name": "Bash", "input": {"command": wait, "description": "Wait"}}},
+        {"tool": {"name": "Bash", "input": {"command": until("restarted"), "description": "Wait"}}},
         {"text": "word ", "text_repeat": 11_200, "chunk_delay_ms": 1, "usage": {"output_tokens": 14_000}},
     ]));
     let mut world = world(&parts, ground, &scenario, &[]).await;
@@ -171,12 +182,15 @@ async fn an_agent_that_does_not_wrap_up_is_told_once_over_a_restart_and_ended_wi
     let budget = 300_000;
     (body["budget_micro_usd"], body["budget_soft_percent"]) = (json!(budget), json!(50));
     let id = world.api.submit(&body).await.unwrap();
+    wait_told(&world, &id).await;
     let third =
-        |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("time.sleep(3)");
+        |event: &Value| event["kind"] == "agent.line" && event["data"].to_string().contains("/restarted");
     world.api.wait_event(&id, END, third).await.unwrap();
-    // It is told by now, and is told no second time by the server's next process.
+    world.counted(&id, 0, END).await.unwrap();
+    // It does what it was told, and is told no second time by the server's next process.
     world.server.kill().unwrap();
     world.server = world.spec.start().await.unwrap();
+    world.let_go(&id, "restarted").await.unwrap();
     let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(run["failure"]["kind"], "budget", "{run:#}\n{}", world.server.log());
     let events = world.api.events(&id).await.unwrap();

@@ -11,7 +11,7 @@ use scripted_model::{Outcome, Record};
 use serde_json::{Value, json};
 use testkit::ground::Ground;
 use testkit::parts::Parts;
-use testkit::world::{World, WorldSpec};
+use testkit::world::{World, WorldSpec, until};
 
 testkit::on_every_database! {
     of_twenty_real_runs_at_once_those_that_fit_the_budget_finish_and_all_three_accounts_agree
@@ -25,9 +25,9 @@ const SLICE_TOKENS: i64 = 4_000;
 /// The least that a call begins with, in tokens.
 const LAST_TOKENS: i64 = 1_000;
 
-/// `short`: 3000 tokens and 6 cents. `long`: 20,000 tokens and 40 cents. `slow`: a tool of three seconds, then a word.
+/// `short`: 3000 tokens and 6 cents. `long`: 20,000 tokens and 40 cents. `slow`: a tool until it may go on, then a word.
 fn scenarios() -> String {
-    let wait = "python3 -c 'import time; time.sleep(3)'";
+    let wait = until("go");
     json!({
         "short": {"prompts": [[
             {"text": "word ", "text_repeat": 2_400, "usage": {"input_tokens": 90, "output_tokens": 3_000}},
@@ -201,6 +201,7 @@ async fn a_budget_that_is_lowered_stops_a_living_run_at_its_next_call_and_the_se
     world.inside_a_tool(&id, END).await.unwrap();
     let set = budget(&world, &admin, &["set", "--day", "0.000001"]);
     assert!(set.status.success(), "{set:?}");
+    world.let_go(&id, "go").await.unwrap();
     let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!((&run["failure"]["kind"], &run["usage"]["calls"]), (&json!("budget"), &json!(1)), "{run:#}");
     // It outlives the server; a setting takes its place, and nobody changes that over the API.
@@ -231,6 +232,6 @@ async fn a_budget_that_is_lowered_stops_a_living_run_at_its_next_call_and_the_se
     let refused = budget(&world, &admin, &["set", "--day", "none"]);
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(!refused.status.success() && said.contains("CAISSON_BUDGET__DAY_MICRO_USD"), "{said}");
-    let run = world.api.submit(&body("slow")).await.unwrap();
+    let run = world.api.submit(&body("short")).await.unwrap();
     assert_eq!(world.api.wait_end(&run, END).await.unwrap()["status"], "succeeded");
 }

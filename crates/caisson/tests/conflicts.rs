@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use testkit::ground::Ground;
 use testkit::parts::Parts;
 use testkit::repository::{clone_branch, run_git};
-use testkit::world::{World, WorldSpec};
+use testkit::world::{World, WorldSpec, until};
 
 const END: Duration = Duration::from_mins(2);
 const BRANCH: &str = "feat/greeting";
@@ -121,7 +121,7 @@ async fn a_conflict_that_the_agent_leaves_fails_the_run_and_its_work_is_kept(gro
 async fn a_base_that_moved_is_no_conflict(ground: Ground) {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"));
     let Some(parts) = parts else { return };
-    let work = format!("printf 'Good morning.\\n' > {FILE}; python3 -c 'import time; time.sleep(3)'");
+    let work = format!("printf 'Good morning.\\n' > {FILE}; {}", until("go"));
     let scenario = json!({"slow": {"prompts": [
         [bash(&work), {"text": "It greets."}],
         {"when_prompt_contains": "commit message", "steps": [{"text": "feat: greet in the morning"}]},
@@ -132,6 +132,7 @@ async fn a_base_that_moved_is_no_conflict(ground: Ground) {
     let id = world.api.submit(&world.run_body()).await.unwrap();
     world.inside_a_tool(&id, END).await.unwrap();
     let there = push(&world, "main");
+    world.let_go(&id, "go").await.unwrap();
     let run = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(run["status"], "succeeded", "{run:#}\n{}", world.server.log());
     let branch = run["branch"].as_str().unwrap();

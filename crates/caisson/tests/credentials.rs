@@ -165,7 +165,7 @@ async fn a_run_uses_the_stores_credentials_and_goes_on_with_those_they_are_rotat
     assert!(secrets.iter().all(|secret| !said.contains(secret)));
 }
 
-/// Within a second, while a run goes on.
+/// By the very next answer, while a run goes on.
 async fn a_revoked_key_is_refused_at_once(world: &World) {
     let reader = world.api_with("runs:read").unwrap();
     assert_eq!(reader.get("/v1/runs").await.unwrap().status, 200);
@@ -174,9 +174,7 @@ async fn a_revoked_key_is_refused_at_once(world: &World) {
     let key = key.split_whitespace().find(|word| word.starts_with("key_")).unwrap();
     let revoked = world.spec.command(&["key", "revoke", key]).output().unwrap();
     assert!(revoked.status.success(), "{}", text(&revoked.stderr));
-    let begun = Instant::now();
     assert_eq!(reader.get("/v1/runs").await.unwrap().status, 401);
-    assert!(begun.elapsed() < Duration::from_secs(1));
 }
 
 async fn credentials_are_added_listed_rotated_and_removed_and_never_shown(ground: Ground) {

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use caisson_domain::sse::Parser;
 use serde_json::{Value, json};
 use testkit::ground::Ground;
 use testkit::parts::Parts;
-use testkit::world::{World, WorldSpec};
+use testkit::world::{World, WorldSpec, until};
 
 const END: Duration = Duration::from_mins(1);
 /// How long an input may take from its request to the event that acknowledges it, as its sender sees both. It is the quickest of
@@ -50,8 +50,7 @@ fn workflows() -> tempfile::TempDir {
 
 fn scenarios() -> Vec<String> {
     let bash = |command: &str| json!({"tool": {"name": "Bash", "input": {"description": "Run it", "command": command}}});
-    let sleep = bash("python3 -c 'import time; time.sleep(600)'");
-    let nap = |seconds| bash(&format!("python3 -c 'import time; time.sleep({seconds})'"));
+    let sleep = |seconds| bash(&format!("python3 -c 'import time; time.sleep({seconds})'"));
     let by_words =
         |words: &str, text: &str| json!({"when_prompt_contains": words, "steps": [{"text": text}]});
     let options = json!([{"label": "Red", "description": "r"}, {"label": "Blue", "description": "b"}]);
@@ -60,18 +59,18 @@ fn scenarios() -> Vec<String> {
     let ask = json!({"tool": {"name": "AskUserQuestion", "input": {"questions": questions}}});
     vec![
         json!({"listening": {"prompts": [
-            [sleep, {"text": "?"}], by_words("python 3", "Python 3 it is."), by_words("the docs", "The docs are written."),
+            [sleep(600), {"text": "?"}], by_words("python 3", "Python 3 it is."), by_words("the docs", "The docs are written."),
         ]}})
         .to_string(),
         json!({"mending": {"prompts": [
             [{"text": "First."}],
-            {"when_prompt_contains": "fail on your work", "steps": [bash("touch mended; sed -i s/6/0/ check.py; python3 -c 'import time; time.sleep(5)'"), {"text": "Mended."}]},
+            {"when_prompt_contains": "fail on your work", "steps": [bash(&format!("touch mended; {}", until("go"))), {"text": "Mended."}]},
             by_words("the lexer", "With the lexer."), by_words("the docs", "The docs are written."),
         ]}})
         .to_string(),
-        json!({"napping": {"prompts": [[nap(3), {"text": "First."}], [nap(1), {"text": "Next."}]]}}).to_string(),
+        json!({"napping": {"prompts": [[bash(&until("go")), {"text": "First."}], [sleep(1), {"text": "Next."}]]}}).to_string(),
         json!({"asking": {"prompts": [[ask, {"text": "Blue it is."}]]}}).to_string(),
-        json!({"sleeping": {"prompts": [[sleep, {"text": "?"}]]}}).to_string(),
+        json!({"sleeping": {"prompts": [[sleep(600), {"text": "?"}]]}}).to_string(),
         json!({"touching": {"prompts": [[bash("touch /workspace/asked-for"), bash("ls /workspace"), {"text": "Done."}]]}})
             .to_string(),
     ]
@@ -80,8 +79,8 @@ fn scenarios() -> Vec<String> {
 async fn world(ground: Ground, workflows: &Path, scenario: &str) -> Option<World> {
     let parts = Parts::find(env!("CARGO_BIN_EXE_caisson"))?;
     let variables = vec![("WORKFLOWS_DIR".to_owned(), workflows.display().to_string())];
-    let scenario = scenario.to_owned();
-    let spec = WorldSpec { scenario, variables, scenarios: scenarios(), ..WorldSpec::on(ground) };
+    let (scenario, scenarios) = (scenario.to_owned(), scenarios());
+    let spec = WorldSpec { scenario, variables, scenarios, ..WorldSpec::on(ground) };
     Some(World::start(&parts, spec).await.unwrap())
 }
 
@@ -303,8 +302,8 @@ async fn what_is_typed_into_attach_reaches_the_agent(ground: Ground) {
     assert_eq!(sent(&world, &id).await, all_three());
 }
 
-/// Takes its time, and fails until the agent has mended it, which makes it quick as well.
-const CHECK: &str = "import os, sys, time\ntime.sleep(6)\nsys.exit(not os.path.exists('mended'))\n";
+/// Waits until the test lets it go on, and fails until the agent has mended it.
+const CHECK: &str = "import os, sys, time\nwhile not os.path.exists(os.environ['HOME'] + '/checked'): time.sleep(0.05)\nsys.exit(not os.path.exists('mended'))\n";
 
 async fn what_is_sent_while_checks_run_and_the_agent_mends_reaches_it(ground: Ground) {
     let workflows = workflows();
@@ -324,13 +323,16 @@ async fn what_is_sent_while_checks_run_and_the_agent_mends_reaches_it(ground: Gr
     world.api.wait_event(&id, END, |event| event["data"]["type"] == "result").await.unwrap();
     run(&world, &["input", &id, "Then write the docs.", "--queue"]);
     world.api.wait_event(&id, END, |event| event["kind"] == "input.held").await.unwrap();
-    let notes = world.api.events(&id).await.unwrap();
-    assert!(!notes.iter().any(|event| event["kind"] == "note"), "the check still runs: {notes:#?}");
+    let told = world.api.events(&id).await.unwrap();
+    assert!(told.iter().all(|event| event["kind"] != "note"), "the check still runs: {told:#?}");
+    world.let_go(&id, "checked").await.unwrap();
     let mends = |event: &Value| {
         event["data"]["type"] == "assistant" && event["data"]["message"].to_string().contains("touch mended")
     };
     world.api.wait_event(&id, END, mends).await.unwrap();
     run(&world, &["input", &id, "Mind the lexer.", "--steer"]);
+    world.queued(&id, 3, END).await.unwrap();
+    world.let_go(&id, "go").await.unwrap();
     let ended = world.api.wait_end(&id, END).await.unwrap();
     assert_eq!(
         (&ended["status"], &ended["result"]),
@@ -354,13 +356,17 @@ async fn more_than_may_be_on_their_way_come_out_of_a_pipe_one_after_another(grou
     let Some(world) = world(ground, workflows.path(), "napping").await else { return };
     let id = submit(&world, "patient").await;
     world.inside_a_tool(&id, END).await.unwrap();
-    let (child, mut pipe) = attach(&world, &id);
+    let (mut child, mut pipe) = attach(&world, &id);
     for number in 0..LINES {
         writeln!(pipe, "/queue Thing {number}.").unwrap();
     }
     drop(pipe);
+    // The agent takes none of them before one was refused.
+    let (mut said, mut error) = (BufReader::new(child.stderr.take().unwrap()), String::new());
+    while !error.contains("inputs_full") && said.read_line(&mut error).unwrap() > 0 {}
+    world.let_go(&id, "go").await.unwrap();
     let output = child.wait_with_output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
+    said.read_to_string(&mut error).unwrap();
     assert_eq!(output.status.code(), Some(0), "{error}");
     assert!(error.contains("not sent yet, and tried again") && error.contains("inputs_full"), "{error}");
     assert_eq!(error.matches("sent (queue)").count(), LINES, "{error}");
@@ -466,7 +472,7 @@ async fn an_approval_that_nobody_answers_has_its_default_answer(ground: Ground) 
         (&json!("expired"), &json!("deny"), &Value::Null)
     );
     let waited_ms = one["decided_at_ms"].as_i64().unwrap() - one["requested_at_ms"].as_i64().unwrap();
-    assert!((2_000..5_000).contains(&waited_ms), "{waited_ms} ms");
+    assert!(waited_ms >= 2_000, "{waited_ms} ms");
     let text = serde_json::to_string(&world.api.events(&id).await.unwrap()).unwrap();
     assert!(text.contains("Nobody answered within 2 s"), "the agent is told");
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use scripted_model::Record;
 use serde_json::Value;
@@ -49,7 +49,7 @@ impl Moment {
     async fn wait(self, world: &World, id: &str) -> anyhow::Result<()> {
         if self == Self::InsideATool {
             world.inside_a_tool(id, WAIT).await?;
-            return counted(world, id).await;
+            return world.counted(id, 0, WAIT).await;
         }
         let come = |calls: &[Record]| calls.iter().any(|call| self.is_now(call));
         if tokio::time::timeout(WAIT, world.model.wait_for(come)).await.is_ok() {
@@ -70,21 +70,6 @@ impl Moment {
             Self::InMidStream => at(SLOW_STEP) && call.bytes_served > BEGUN_BYTES,
             Self::Never | Self::InsideATool => false,
         }
-    }
-}
-
-/// Waits until every reply so far is counted, which the last one is a moment after the agent has read it: killed in that moment, the
-/// server takes its call for one that was cut.
-async fn counted(world: &World, id: &str) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    loop {
-        let events = world.api.events(id).await?;
-        let calls = events.iter().filter(|event| event["kind"] == "model.call").count();
-        if calls == world.model_calls().len() {
-            return Ok(());
-        }
-        anyhow::ensure!(begun.elapsed() < WAIT, "{calls} calls are counted");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

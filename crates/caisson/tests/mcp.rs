@@ -85,7 +85,7 @@ fn scenario() -> String {
             {"text": "I ask.", "tool": ask}, {"text": "I count.", "tool": count},
             {"text": "I wait.", "tool": wait(12)}, {"text": "Done."}
         ]]},
-        "waiting": {"prompts": [[{"text": "I wait.", "tool": wait(15)}, {"text": "Done."}]]},
+        "waiting": {"prompts": [[{"text": "I wait.", "tool": wait(25)}, {"text": "Done."}]]},
     })
     .to_string()
 }
@@ -357,7 +357,7 @@ async fn an_optional_program_that_ends_after_the_agent_began_is_told_with_what_i
     let Some(parts) = Parts::find(env!("CARGO_BIN_EXE_caisson")) else { return };
     let workflows = tempfile::tempdir().unwrap();
     // Longer than the first turn waits for it, and shorter than the agent goes on, which tries it twice.
-    let script = "import sys, time; time.sleep(4); sys.exit('gave up on the lock')";
+    let script = "import sys, time; time.sleep(8); sys.exit('gave up on the lock')";
     workflow(workflows.path(), "late", "bypassPermissions", &json!({"late": python(script, false)}));
     let spec = spec(ground, workflows.path(), "notes.example:1");
     let world = World::start(&parts, WorldSpec { scenario: "waiting".to_owned(), ..spec }).await.unwrap();

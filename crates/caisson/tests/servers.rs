@@ -64,11 +64,13 @@ impl Pair {
         let mut body = self.world.run_body();
         body["prompt"] = json!("[[scn:cart]] The test suite fails. Fix the bug.");
         let id = api.submit(&body).await.unwrap();
-        let ended = api.wait_end(&id, at_most).await;
+        let ended = api.wait_end(&id, END).await;
         let log = server.log();
         self.third = Some((server, spec));
         let run = ended.unwrap_or_else(|error| panic!("{error:#}\n{log}"));
         assert_eq!(run["status"], "succeeded", "{run:#}\n{log}");
+        let took_ms = run["finished_at_ms"].as_u64().unwrap() - run["created_at_ms"].as_u64().unwrap();
+        assert!(Duration::from_millis(took_ms) < at_most, "it is held up by others: {took_ms} ms\n{log}");
         assert_eq!(self.one(&format!("select home_server_id from run where id = '{id}'")), home.trim());
         let mut ids = vec![id];
         for _ in 0..further {
@@ -193,7 +195,8 @@ async fn one_server_dies_and_one_is_cut_off_and_no_run_is_lost_or_done_twice() {
         let api = [&pair.world.api, &pair.other_api][turn % 2];
         ids.push(api.submit(&pair.world.run_body()).await.unwrap());
     }
-    let mut follower = Follower::start(vec![pair.world.api.clone(), pair.other_api.clone()], ids[0].clone());
+    let mut follower =
+        Follower::start(vec![pair.world.api.clone(), pair.other_api.clone()], ids[AT_ONCE - 1].clone());
     let at_work = "select count(distinct home_server_id) filter (where status = 'running' and agent_started = 1) || ' ' || \
          count(*) filter (where status = 'queued' or status = 'running' and agent_started = 0) from run";
     // An agent whose very first call comes while its server is away may give up: docs/operations.md.
@@ -204,7 +207,6 @@ async fn one_server_dies_and_one_is_cut_off_and_no_run_is_lost_or_done_twice() {
     pair.ways[1].set_open(false);
     let cut_off = Instant::now();
     ids.extend(pair.third_goes_on(CUT_OFF, RUNS - AT_ONCE - 1).await);
-    assert!(cut_off.elapsed() < CUT_OFF, "a server that lives is held up by others: {:?}", cut_off.elapsed());
     // Whoever comes to the survivor meanwhile has everything that was told before, and what comes after it.
     let survivor = pair.third_api();
     for id in &ids[..AT_ONCE] {

@@ -234,7 +234,7 @@ async fn a_deleted_session_leaves_nothing_on_the_host(ground: Ground) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let begun = Instant::now();
     while !left().is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(15), "{:?}\n{}", left(), world.server.log());
+        assert!(begun.elapsed() < END, "{:?}\n{}", left(), world.server.log());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(world.api.get(&format!("/v1/runs/{id}")).await.unwrap().status, 404);

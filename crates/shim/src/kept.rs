@@ -19,7 +19,9 @@ use crate::transcript;
 
 /// How long the agent may take to write down its last answer, in milliseconds: Claude Code 2.1.330 does so within 100 ms.
 const WRITTEN_MS: u64 = 2_000;
-/// Time between two looks whether it has, in milliseconds.
+/// How long the agent may take to stop once it was told to, in milliseconds: until then it is at work for itself or in the kernel.
+const HELD_MS: u64 = 2_000;
+/// Time between two looks whether it has done one of these, in milliseconds.
 const LOOK_MS: u64 = 10;
 /// Most notes on what steers the agent.
 const STEERING_NOTES: usize = 20;
@@ -124,6 +126,14 @@ impl Live<'_> {
             sleep(Duration::from_millis(LOOK_MS)).await;
         }
         agent.hold();
+        // The signal is only sent: the next run may come before the agent stays.
+        let until = Instant::now() + Duration::from_millis(HELD_MS);
+        while !agent.is_held() {
+            if Instant::now() >= until || !agent.child.runs() {
+                return Err("it does not stop");
+            }
+            sleep(Duration::from_millis(LOOK_MS)).await;
+        }
         // From here on it starts none.
         self.shim.reaper.end_strays().await;
         if self.shim.reaper.has_strays() {

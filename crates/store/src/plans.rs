@@ -16,6 +16,10 @@ use crate::{Clock, CreateRun, NewRun, PostgresLimits, PostgresPlace, Random, Sto
 /// Where the server for tests is.
 const URL: &str = "TEST_POSTGRES_URL";
 
+/// Counts what there is in the tables of this schema: other tests make and remove theirs beside it.
+const ANALYZE: &str = "do $$ declare name text; begin for name in select quote_ident(tablename) from pg_tables \
+     where schemaname = current_schema() order by tablename loop execute 'analyze ' || name; end loop; end $$";
+
 /// What `PostgreSQL` plans depends on how many rows there are. Nearly all are another project's.
 const FILL: &[&str] = &[
     "set session_replication_role = replica",
@@ -55,7 +59,7 @@ const FILL: &[&str] = &[
      case when n % 1000 = 0 then 'key_0' else 'server' end, \
      case when n % 1000 = 0 then 'project.create' else 'credential.use' end, 'x', \
      'run_' || lpad(to_hex(n / 5), 32, '0'), repeat('0', 64), repeat('0', 64) from generate_series(1, 40000) as n",
-    "analyze",
+    ANALYZE,
 ];
 
 fn run() -> NewRun {
@@ -156,7 +160,7 @@ async fn postgres_reads_what_each_statement_may_and_no_more() {
     assert!(matches!(store.create_run(run()).await.unwrap(), CreateRun::Created(_)));
     let mut connection = connect(&url).await;
     execute(&mut connection, &format!("set search_path = {schema}")).await;
-    for text in FILL.iter().chain(&removal::OF_EACH_SESSION).chain(&["analyze"]) {
+    for text in FILL.iter().chain(&removal::OF_EACH_SESSION).chain(&[ANALYZE]) {
         execute(&mut connection, text).await;
     }
     let plans = explain(&store, &example()).await.unwrap();

@@ -70,7 +70,7 @@ pub struct SessionFiles {
 }
 
 impl SessionFiles {
-    /// Waits until no sandbox uses them, 15 s at most, and opens them.
+    /// Waits until no sandbox uses them, a minute at most, and opens them.
     ///
     /// # Errors
     /// They are still in use, or the volume cannot be mounted.
@@ -83,7 +83,7 @@ impl SessionFiles {
         let start = std::time::Instant::now();
         let place = directory.canonicalize()?;
         while mounted(state_dir)?.contains(&place) {
-            anyhow::ensure!(start.elapsed().as_secs() < 15, "{} is still in use", place.display());
+            anyhow::ensure!(start.elapsed().as_secs() < 60, "{} is still in use", place.display());
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
         let point = tempfile::tempdir()?;

@@ -187,16 +187,70 @@ impl World {
     }
 
     /// Submits a run and waits until its agent has half of the work committed, more of it in files, and is inside a tool
-    /// that does not end; returns its id and its sandbox.
+    /// that does not end, with every reply counted; returns its id and its sandbox. No other run may be at work.
     ///
     /// # Errors
     /// It is not accepted, or does not come so far in `at_most`.
     pub async fn half_done(&self, body: &Value, at_most: Duration) -> anyhow::Result<(String, String)> {
         let mut body = body.clone();
         body["prompt"] = json!("[[scn:half-done]] The test suite fails. Fix the bug.");
+        let before = self.model_calls().len();
         let id = self.api.submit(&body).await?;
         let sandbox = self.inside_a_tool(&id, at_most).await?;
+        self.counted(&id, before, at_most).await?;
         Ok((id, sandbox))
+    }
+
+    /// Waits until every reply so far is counted, which the last one is a moment after the agent has read it: killed in that
+    /// moment, the server takes its call for one that was cut. All calls but `others` are the run's.
+    ///
+    /// # Errors
+    /// They are not counted in `at_most`.
+    pub async fn counted(&self, id: &str, others: usize, at_most: Duration) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let events = self.api.events(id).await?;
+            let calls = events.iter().filter(|event| event["kind"] == "model.call").count();
+            if others + calls == self.model_calls().len() {
+                return Ok(());
+            }
+            anyhow::ensure!(start.elapsed() < at_most, "{calls} calls are counted");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until so many prompts and messages have been in the queue of a run's agent: its own prompts count as well.
+    ///
+    /// # Errors
+    /// They do not come in `at_most`.
+    pub async fn queued(&self, id: &str, count: usize, at_most: Duration) -> anyhow::Result<()> {
+        let queued = |event: &&Value| {
+            event["data"]["type"] == "command_lifecycle" && event["data"]["state"] == "queued"
+        };
+        let start = Instant::now();
+        loop {
+            let events = self.api.events(id).await?;
+            if events.iter().filter(queued).count() >= count {
+                return Ok(());
+            }
+            anyhow::ensure!(
+                start.elapsed() < at_most,
+                "not so many came: {events:#?}\n{}",
+                self.server.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Lets a tool of a run's agent go on, or whatever else waits for that file in the home ([`until`]).
+    ///
+    /// # Errors
+    /// The run's session has no home here.
+    pub async fn let_go(&self, id: &str, file: &str) -> anyhow::Result<()> {
+        let run = self.api.get(&format!("/v1/runs/{id}")).await?.body;
+        let session = run["session_id"].as_str().context("the run has no session")?;
+        let place = self.state_dir().join("sessions").join(session).join("home").join(file);
+        std::fs::write(&place, "").with_context(|| place.display().to_string())
     }
 
     /// Waits until a run's agent is inside a tool that sleeps; returns the sandbox.
@@ -301,6 +355,14 @@ impl Drop for World {
             }
         }
     }
+}
+
+/// A command of an agent that ends once [`World::let_go`] was told the same file.
+#[must_use]
+pub fn until(file: &str) -> String {
+    format!(
+        "python3 -c 'import os, time\nwhile not os.path.exists(os.environ[\"HOME\"] + \"/{file}\"): time.sleep(0.05)'"
+    )
 }
 
 fn known_keys(more: &[String]) -> Vec<KeyDigest> {

@@ -192,9 +192,9 @@ async fn silence_ends_a_tunnel_and_a_request() {
 #[tokio::test]
 async fn what_moves_is_not_idle() {
     let (world, sandbox, _outside, target) =
-        world(Bounds { egress_idle: SHORT * 10, ..Bounds::default() }).await;
+        world(Bounds { egress_idle: SHORT * 30, ..Bounds::default() }).await;
     let mut tool = tunnel(&sandbox, &target).await;
-    for _ in 0..15 {
+    for _ in 0..35 {
         tokio::time::sleep(SHORT).await;
         assert_eq!(tool.say("x").await, "x");
     }

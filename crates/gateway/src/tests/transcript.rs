@@ -112,7 +112,7 @@ async fn a_secret_in_a_transcript_is_taken_out_and_told() {
 #[tokio::test]
 async fn one_transcript_is_on_its_way_at_a_time_until_it_is_read_or_its_reader_is_left() {
     let mut setup = Setup::new();
-    setup.bounds.body_idle = Duration::from_millis(500);
+    setup.bounds.body_idle = Duration::from_secs(2);
     let (world, sandbox) = Box::pin(world_with(setup)).await;
     let path = format!("/transcript/{}", sandbox.run.id);
     assert_eq!(sandbox.control(Method::PUT, &path, long()).await.status, 204);
@@ -134,7 +134,7 @@ async fn one_transcript_is_on_its_way_at_a_time_until_it_is_read_or_its_reader_i
     free().await;
     let unread = eventually(|| async { Some(ask().await).filter(|reply| reply.status() == OK) }).await;
     busy().await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     free().await;
     assert!(unread.bytes().await.is_err(), "and finds it cut");
     let read = eventually(|| async { Some(ask().await).filter(|reply| reply.status() == OK) }).await;

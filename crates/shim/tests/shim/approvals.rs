@@ -139,14 +139,14 @@ async fn a_run_that_waits_for_an_answer_can_be_stopped() {
 async fn an_answer_comes_after_the_gateway_was_away_and_waiting_is_no_silence() {
     let scenario = json!({ "prompts": [[write("x"), { "text": "Done." }]] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
-    sandbox.set("tool_ms", 4_000);
-    sandbox.set("silence_ms", 4_000);
+    sandbox.set("tool_ms", 10_000);
+    sandbox.set("silence_ms", 10_000);
     let work = asking("Write", PermissionMode::Default, &[]);
     sandbox.deliver(work.clone());
     sandbox.start();
     let (request, ..) = asked(&sandbox, 0).await;
     sandbox.gateway.down().await;
-    tokio::time::sleep(Duration::from_secs(9)).await;
+    tokio::time::sleep(Duration::from_secs(21)).await;
     sandbox.gateway.up();
     answer(&sandbox, &work, &request, Answer::Deny { message: "no".to_owned() });
     assert_eq!(sandbox.outcome(&work.run).await.ending, Ending::Completed, "{}", sandbox.shim_log());

@@ -120,6 +120,9 @@ async fn a_sandbox_whose_shim_died_does_nothing_more() {
     let begun = |state: &crate::gateway::State| kinds(&state.bodies()).contains(&"agent_started".to_owned());
     sandbox.gateway.wait_for("the agent", |state| begun(state).then_some(())).await;
     sandbox.kill();
+    // What it had sent is stored or gone.
+    sandbox.gateway.down().await;
+    sandbox.gateway.up();
     let stored = sandbox.bodies();
     sandbox.start();
     assert!(!sandbox.ended().await.success());

@@ -5,7 +5,7 @@ use caisson_domain::protocol::{Ending, InputBody, JournalBody, RunWork};
 use serde_json::{Value, json};
 
 use crate::gateway::json_line;
-use crate::real_cli::{bash, real, sandbox};
+use crate::real_cli::{WAITING, bash, real, sandbox};
 use crate::sandbox::{BRANCH, Sandbox, git_work};
 
 const SLEEP: &str = "python3 -c \"import time; time.sleep(600)\"";
@@ -46,7 +46,7 @@ pub(crate) fn texts(sandbox: &Sandbox) -> Vec<String> {
 #[tokio::test]
 async fn what_is_queued_has_turns_of_its_own_in_order_before_the_work_is_published() {
     let scenario = json!({ "prompts": [
-        [bash("printf 'two\\n' >> a.txt && python3 -c 'import time; time.sleep(3)'"), { "text": "First." }],
+        [bash(&format!("printf 'two\\n' >> a.txt && {WAITING}")), { "text": "First." }],
         { "when_prompt_contains": "AND-THREE", "steps": [bash("printf 'three\\n' >> a.txt"), { "text": "Second." }] },
         { "when_prompt_contains": "AND-FOUR", "steps": [
             bash("printf 'four\\n' >> a.txt && git commit -qam 'fix: add lines'"), { "text": "Third." },
@@ -58,6 +58,8 @@ async fn what_is_queued_has_turns_of_its_own_in_order_before_the_work_is_publish
     for text in ["AND-THREE", "AND-FOUR"] {
         sandbox.give(&work.run, InputBody::Queue { text: text.to_owned() });
     }
+    told_so_many(&sandbox, 2).await;
+    sandbox.let_go();
     let outcome = sandbox.outcome(&work.run).await;
     sandbox.exit().await;
     assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, true), "{}", sandbox.shim_log());
@@ -148,12 +150,14 @@ async fn an_interruption_goes_before_what_is_queued_and_two_of_them_end_two_thin
 #[tokio::test]
 async fn what_is_queued_for_an_agent_that_fails_is_told_as_undelivered() {
     let scenario = json!({ "prompts": [
-        [bash("python3 -c 'import time; time.sleep(3)'"), { "status": 403, "error_type": "permission_error", "message": "no" }],
+        [bash(WAITING), { "status": 403, "error_type": "permission_error", "message": "no" }],
     ] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
     let work = started(&mut sandbox);
     tool_begun(&sandbox).await;
     sandbox.give(&work.run, InputBody::Queue { text: "x".to_owned() });
+    told_so_many(&sandbox, 1).await;
+    sandbox.let_go();
     let outcome = sandbox.outcome(&work.run).await;
     sandbox.exit().await;
     assert!(matches!(outcome.ending, Ending::Failed(_)), "{:?}", outcome.ending);

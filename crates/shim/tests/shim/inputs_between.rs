@@ -8,22 +8,29 @@ use serde_json::{Value, json};
 
 use crate::gateway::json_line;
 use crate::inputs::{texts, told, told_so_many};
-use crate::real_cli::{bash, real, sandbox};
+use crate::real_cli::{WAITING, bash, queued_so_many, real, sandbox};
 use crate::sandbox::{BRANCH, Sandbox, git_work, plain_work};
 
-/// A check that tells in the workspace's `.git` that it runs, takes its time, and passes once `mended` is there.
+/// A check that tells in the workspace's `.git` that it runs, waits for a file in its home if it is to, and passes once `mended` is there.
 const CHECK: &str = "
 import os, sys, time
 with open('.git/checked', 'a') as file:
     file.write('x')
-time.sleep(float(sys.argv[1]))
+while not os.path.exists(os.path.join(os.environ['HOME'], sys.argv[1])):
+    time.sleep(0.02)
 sys.exit(0 if os.path.exists('mended') else 'mended is missing')
 ";
+/// What is always there.
+const NOTHING: &str = ".";
+/// What comes with [`Sandbox::let_go`].
+const GO: &str = "go";
+/// What never comes.
+const NEVER: &str = "never";
 
-/// A run with the real agent on a repository whose checks take so many seconds.
-fn checked(sandbox: &Sandbox, seconds: u32) -> RunWork {
+/// A run with the real agent on a repository whose first check waits for a file.
+fn checked(sandbox: &Sandbox, awaited: &str) -> RunWork {
     let seed = sandbox.place("seed");
-    let file = format!("lint: [python3, check.py, '{seconds}']\ntest: [python3, check.py, '0']\n");
+    let file = format!("lint: [python3, check.py, '{awaited}']\ntest: [python3, check.py, '{NOTHING}']\n");
     std::fs::write(seed.join(".caisson.yaml"), file).unwrap();
     sandbox.seed("check.py", CHECK, "build: add a check");
     let mut work = real(git_work("Add a line"));
@@ -75,13 +82,14 @@ async fn what_comes_while_checks_run_reaches_the_turn_that_mends_and_one_behind_
         { "when_prompt_contains": "QUEUED", "steps": [{ "text": "And that." }] },
     ] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
-    let work = checked(&sandbox, 1);
+    let work = checked(&sandbox, GO);
     started(&mut sandbox, &work);
     checking(&sandbox, 1).await;
     sandbox.give(&work.run, queue("QUEUED"));
     sandbox.steer(&work.run, "STEERED");
     told_so_many(&sandbox, 2).await;
     assert!(!sandbox.place("workspace/mended").exists(), "the check still runs, and they are told of");
+    sandbox.let_go();
     let outcome = sandbox.outcome(&work.run).await;
     sandbox.exit().await;
     assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, true), "{}", sandbox.shim_log());
@@ -111,10 +119,12 @@ async fn what_comes_while_checks_pass_has_a_turn_of_its_own_and_is_checked_again
         ] },
     ] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
-    let work = checked(&sandbox, 1);
+    let work = checked(&sandbox, GO);
     started(&mut sandbox, &work);
     checking(&sandbox, 1).await;
     sandbox.steer(&work.run, "STEERED");
+    told_so_many(&sandbox, 1).await;
+    sandbox.let_go();
     let outcome = sandbox.outcome(&work.run).await;
     sandbox.exit().await;
     assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, true), "{}", sandbox.shim_log());
@@ -130,12 +140,12 @@ async fn an_interruption_ends_the_check_that_runs_and_those_behind_it() {
     let scenario = json!({ "prompts": [
         [bash("git commit -q --allow-empty -m 'fix: begin'"), { "text": "First." }],
         { "when_prompt_contains": "GO-ON", "steps": [
-            bash("touch mended && sed -i s/600/0/ .caisson.yaml && git add -A && git commit -qm 'fix: go on'"), { "text": "Did that." },
+            bash("touch mended && sed -i s/never/./ .caisson.yaml && git add -A && git commit -qm 'fix: go on'"), { "text": "Did that." },
         ] },
     ] });
     for text in [None, Some("GO-ON")] {
         let Some((mut sandbox, model)) = sandbox(scenario.clone()).await else { return };
-        let work = checked(&sandbox, 600);
+        let work = checked(&sandbox, NEVER);
         started(&mut sandbox, &work);
         checking(&sandbox, 1).await;
         sandbox.give(&work.run, InputBody::Interrupt { text: text.map(str::to_owned) });
@@ -167,14 +177,14 @@ async fn what_comes_within_the_turn_that_mends_is_given_within_it_and_behind_it(
     let scenario = json!({ "prompts": [
         [{ "text": "First." }],
         { "when_prompt_contains": "fail on your work", "steps": [
-            bash("touch mended && git add mended && git commit -qm 'fix: mend' && python3 -c 'import time; time.sleep(2)'"),
+            bash(&format!("touch mended && git add mended && git commit -qm 'fix: mend' && {WAITING}")),
             { "text": "Mended." },
         ] },
         { "when_prompt_contains": "STEERED", "steps": [{ "text": "Mended, as told." }] },
         { "when_prompt_contains": "QUEUED", "steps": [{ "text": "And that." }] },
     ] });
     let Some((mut sandbox, model)) = sandbox(scenario).await else { return };
-    let work = checked(&sandbox, 0);
+    let work = checked(&sandbox, NOTHING);
     started(&mut sandbox, &work);
     let mends = |body: &JournalBody| {
         json_line(body)
@@ -183,6 +193,9 @@ async fn what_comes_within_the_turn_that_mends_is_given_within_it_and_behind_it(
     sandbox.gateway.wait_for("the turn", |state| state.bodies().iter().any(mends).then_some(())).await;
     sandbox.steer(&work.run, "STEERED");
     sandbox.give(&work.run, queue("QUEUED"));
+    told_so_many(&sandbox, 2).await;
+    queued_so_many(&sandbox, 3).await;
+    sandbox.let_go();
     let outcome = sandbox.outcome(&work.run).await;
     sandbox.exit().await;
     assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, true), "{}", sandbox.shim_log());
@@ -198,7 +211,7 @@ async fn what_comes_while_an_output_is_asked_for_again_is_given() {
     let scenario = json!({ "prompts": [
         [{ "text": "No output." }],
         { "when_prompt_contains": "cannot be used", "steps": [
-            bash("python3 -c 'import time; time.sleep(2)'"), give,
+            bash(WAITING), give,
         ] },
         { "when_prompt_contains": "STEERED", "steps": [give] },
     ] });
@@ -213,6 +226,8 @@ async fn what_comes_while_an_output_is_asked_for_again_is_given() {
     };
     sandbox.gateway.wait_for("the second turn", |state| state.bodies().iter().any(again).then_some(())).await;
     sandbox.steer(&work.run, "STEERED");
+    queued_so_many(&sandbox, 3).await;
+    sandbox.let_go();
     let outcome = sandbox.outcome(&work.run).await;
     sandbox.exit().await;
     assert_eq!(outcome.ending, Ending::Completed, "{}", sandbox.shim_log());
@@ -252,7 +267,7 @@ def prompt(uuid, text, number):
     let written = states.iter().take_while(|(_, state)| *state == Delivered).count();
     assert!((256..MOST).contains(&written), "{written}");
     assert!(states[written..].iter().all(|(_, state)| *state == Undelivered));
-    std::fs::write(sandbox.place("home/go"), "").unwrap();
+    sandbox.let_go();
     assert_eq!(sandbox.outcome(&work.run).await.ending, Ending::Completed, "{}", sandbox.shim_log());
     sandbox.exit().await;
     let prompts = sandbox.agent_log().iter().filter(|line| line.starts_with("prompt ")).count();
@@ -282,7 +297,7 @@ def prompt(uuid, text, number):
         told_so_many(&sandbox, count).await;
     }
     assert_eq!(told(&sandbox.bodies())[1..], [(2, Undelivered), (3, Undelivered)]);
-    std::fs::write(sandbox.place("home/go"), "").unwrap();
+    sandbox.let_go();
     assert_eq!(sandbox.outcome(&work.run).await.ending, Ending::Completed, "{}", sandbox.shim_log());
     sandbox.exit().await;
 }

@@ -1,8 +1,11 @@
 //! An agent that waits in its sandbox for the session's next run: what the next run begins with, and what becomes of it when the agent
 //! dies just before its prompt.
 
+use std::time::Duration;
+
 use caisson_domain::protocol::{Ending, RunWork, paths};
 use caisson_domain::workflow::Publish;
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -48,7 +51,7 @@ async fn wait_for(sandbox: &Sandbox, is_so: impl Fn(&[char]) -> bool) {
     let begun = std::time::Instant::now();
     while !is_so(&sandbox.states()) {
         assert!(begun.elapsed() < PATIENCE, "{:?}", sandbox.states());
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -139,6 +142,64 @@ def prompt(uuid, text, number):
     let log = sandbox.agent_log();
     assert_eq!(log.iter().filter(|line| *line == "prompt two").count(), 1, "{log:?}");
     assert!(log.iter().any(|line| line.starts_with("--resume ")), "{log:?}");
+    sandbox.exit().await;
+}
+
+/// A first run whose agent is told to stop and has not done so yet, and a second one that is there already. Who traces a process is asked
+/// before it does what a signal says; that is the test's only thread.
+async fn told_to_stop() -> (Sandbox, [RunWork; 2], Pid) {
+    let script = format!(
+        "{KEEPING}
+import time
+
+def prompt(uuid, text, number):
+    log('--pid ' + str(os.getpid()))
+    while not os.path.exists(os.environ['HOME'] + '/go'):
+        time.sleep(0.01)
+    keep(uuid)
+    done(uuid)
+"
+    );
+    let mut sandbox = Sandbox::with_agent(&script);
+    let first = waiting(plain_work("one"));
+    let second = next(&first, "two");
+    sandbox.deliver(first.clone());
+    sandbox.deliver(second.clone());
+    sandbox.start();
+    let begun = std::time::Instant::now();
+    while !sandbox.agent_log().iter().any(|line| line.starts_with("--pid ")) {
+        assert!(begun.elapsed() < PATIENCE, "{}", sandbox.shim_log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let agent = Pid::from_raw(last_agent(&sandbox));
+    ptrace::seize(agent, ptrace::Options::empty()).unwrap();
+    sandbox.let_go();
+    wait_for(&sandbox, |states| states == ['t']).await;
+    (sandbox, [first, second], agent)
+}
+
+#[tokio::test]
+async fn an_agent_that_takes_a_moment_to_stop_is_waited_for_and_taken_up() {
+    let (mut sandbox, [first, second], agent) = told_to_stop().await;
+    // Longer than it takes to begin the next run.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ptrace::detach(agent, Signal::SIGSTOP).unwrap();
+    assert!(sandbox.outcome(&first.run).await.kept, "{}", sandbox.shim_log());
+    assert!(sandbox.outcome(&second.run).await.kept, "{}", sandbox.shim_log());
+    assert_eq!(last_agent(&sandbox), agent.as_raw(), "the same process");
+    sandbox.exit().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_stop_does_not_wait_for_the_next_run() {
+    let (mut sandbox, [first, second], agent) = told_to_stop().await;
+    let given_up = "the agent does not wait for another run: it does not stop";
+    wait_for(&sandbox, |_| sandbox.shim_log().contains(given_up)).await;
+    ptrace::detach(agent, None).unwrap();
+    let outcome = sandbox.outcome(&first.run).await;
+    assert_eq!((outcome.ending, outcome.kept), (Ending::Completed, false));
+    assert!(sandbox.outcome(&second.run).await.kept, "{}", sandbox.shim_log());
+    assert_ne!(last_agent(&sandbox), agent.as_raw(), "another process");
     sandbox.exit().await;
 }
 

@@ -4,7 +4,7 @@ use caisson_domain::protocol::{Ending, JournalBody, MessageAuthor, RunWork, Stop
 use serde_json::{Value, json};
 
 use crate::gateway::json_line;
-use crate::real_cli::{bash, real, sandbox};
+use crate::real_cli::{WAITING, bash, queued_so_many, real, sandbox};
 use crate::sandbox::{BRANCH, Sandbox, git_work};
 
 const MESSAGE: &str = "Wrap up now, said whoever pays.";
@@ -40,7 +40,7 @@ fn results(sandbox: &Sandbox) -> Vec<Value> {
 #[tokio::test]
 async fn a_message_is_taken_up_between_two_tool_calls_of_the_turn() {
     let scenario = json!({ "prompts": [
-        [bash("printf 'two\\n' >> a.txt && python3 -c 'import time; time.sleep(3)'"), bash("exit 1")],
+        [bash(&format!("printf 'two\\n' >> a.txt && {WAITING}")), bash("exit 1")],
         { "when_prompt_contains": MESSAGE, "steps": [
             bash("git commit -qam 'fix: add a line'"), { "text": "Wrapped up." },
         ] },
@@ -49,6 +49,8 @@ async fn a_message_is_taken_up_between_two_tool_calls_of_the_turn() {
     let work = started(&mut sandbox);
     tool_begun(&sandbox).await;
     sandbox.steer(&work.run, MESSAGE);
+    queued_so_many(&sandbox, 2).await;
+    sandbox.let_go();
     let outcome = sandbox.outcome(&work.run).await;
     sandbox.exit().await;
     assert_eq!((outcome.ending, outcome.pushed), (Ending::Completed, true), "{}", sandbox.shim_log());
@@ -66,7 +68,7 @@ async fn a_message_is_taken_up_between_two_tool_calls_of_the_turn() {
 #[tokio::test]
 async fn a_message_that_comes_with_the_last_reply_is_answered_before_the_work_is_published() {
     let scenario = json!({ "prompts": [
-        [bash("printf 'two\\n' >> a.txt"), { "text": "All is done now. ", "text_repeat": 40, "chunk_delay_ms": 25 }],
+        [bash("printf 'two\\n' >> a.txt"), { "text": "All is done now. ", "text_repeat": 40, "chunk_delay_ms": 50 }],
         { "when_prompt_contains": MESSAGE, "steps": [
             bash("printf 'three\\n' >> a.txt && git commit -qam 'fix: add two lines'"), { "text": "Wrapped up." },
         ] },
@@ -96,12 +98,7 @@ async fn a_run_that_was_told_to_wrap_up_can_still_be_stopped() {
     let work = started(&mut sandbox);
     tool_begun(&sandbox).await;
     sandbox.steer(&work.run, MESSAGE);
-    let queued = |body: &JournalBody| {
-        json_line(body).is_some_and(|line| line["type"] == "command_lifecycle" && line["state"] == "queued")
-    };
-    let waits =
-        |bodies: Vec<JournalBody>| (bodies.iter().filter(|body| queued(body)).count() == 2).then_some(());
-    sandbox.gateway.wait_for("the message in the agent's queue", |state| waits(state.bodies())).await;
+    queued_so_many(&sandbox, 2).await;
     sandbox.stop(&work.run, StopReason::Timeout);
     assert_eq!(sandbox.outcome(&work.run).await.ending, Ending::Stopped(StopReason::Timeout));
     sandbox.exit().await;

@@ -57,6 +57,20 @@ pub(crate) fn bash(command: &str) -> Value {
     json!({ "tool": { "name": "Bash", "input": { "command": command, "description": "Run it" } } })
 }
 
+/// A command of the agent that ends once the test lets it, with [`Sandbox::let_go`].
+pub(crate) const WAITING: &str = r#"python3 -c 'import os, time
+while not os.path.exists(os.environ["HOME"] + "/go"): time.sleep(0.02)'"#;
+
+/// Waits until the agent has so many prompts and messages in its queue, or had them there: its own prompts count as well.
+pub(crate) async fn queued_so_many(sandbox: &Sandbox, count: usize) {
+    let queued = |body: &JournalBody| {
+        json_line(body).is_some_and(|line| line["type"] == "command_lifecycle" && line["state"] == "queued")
+    };
+    let waits =
+        |bodies: Vec<JournalBody>| (bodies.iter().filter(|body| queued(body)).count() >= count).then_some(());
+    sandbox.gateway.wait_for("the agent's queue", |state| waits(state.bodies())).await;
+}
+
 fn lines(sandbox: &Sandbox) -> Vec<Value> {
     sandbox.bodies().iter().filter_map(json_line).collect()
 }

@@ -104,7 +104,7 @@ def prompt(uuid, text, number):
     );
     sandbox.set("interrupt_ms", 200);
     let mut work = plain_work("Never mind");
-    work.timeout_ms = 1500;
+    work.timeout_ms = 5_000;
     let outcome = sandbox.run(work).await;
     assert_eq!(outcome.ending, Ending::Stopped(StopReason::Timeout));
     let killed = |body: &JournalBody| matches!(body, JournalBody::AgentExited { signal: Some(9), .. });

@@ -181,7 +181,7 @@ async fn a_required_program_that_the_image_lacks_is_told_before_a_long_set_up() 
     let begun = Instant::now();
     let message = failed(&sandbox.run(work).await, FailureKind::SetupFailed);
     assert!(message.contains("the sandbox has no program \"no-such-server\""), "{message}");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
 }
 
 /// An agent whose server `notes` is pending when it begins, and then as the states say, one for each question.

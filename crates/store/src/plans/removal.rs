@@ -1,7 +1,7 @@
 //! How both databases find what retention removes: they read what is the session's and nothing else, under the lock that
 //! everybody waits for.
 
-use super::{FILL, connect, execute, plan, run, schema};
+use super::{ANALYZE, FILL, connect, execute, plan, run, schema};
 use crate::database::sql;
 use crate::{Clock, CreateRun, PostgresLimits, PostgresPlace, Store, attachments, files, removal, retention};
 use sqlx::Connection as _;
@@ -102,7 +102,7 @@ async fn postgres_finds_what_is_a_sessions_by_index() {
     store.close().await.unwrap();
     let mut connection = connect(&url).await;
     execute(&mut connection, &format!("set search_path = {schema}")).await;
-    for text in FILL.iter().chain(&OF_EACH_SESSION).chain(&["analyze"]) {
+    for text in FILL.iter().chain(&OF_EACH_SESSION).chain(&[ANALYZE]) {
         execute(&mut connection, text).await;
     }
     let mut wrong = Vec::new();

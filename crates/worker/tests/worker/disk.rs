@@ -7,7 +7,7 @@ use std::time::Duration;
 use caisson_domain::event::EventKind;
 use caisson_domain::id::RunId;
 use caisson_domain::run::{FailureKind, Resources, RunStatus};
-use caisson_worker::FLOOR_PARTS;
+use caisson_worker::{FLOOR_PARTS, GROWTH_WINDOW};
 
 use crate::shim::Play;
 use crate::world::{World, until};
@@ -56,21 +56,23 @@ async fn a_disk_that_runs_full_ends_the_largest_growing_sandbox_and_the_database
     for run in [&large, &growing, &small] {
         world.attended(run).await;
     }
-    // The largest one does not grow, and ending it would give nothing back.
-    grow(&workspace(&world, &large).await.join("file"), 50 * MIB);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // The largest one does not grow any more, and ending it would give nothing back.
+    grow(&workspace(&world, &large).await.join("file"), 70 * MIB);
+    tokio::time::sleep(GROWTH_WINDOW + Duration::from_secs(1)).await;
     let file = workspace(&world, &growing).await.join("file");
+    let floor = MIN_FREE / FLOOR_PARTS;
     until("the growing one is ended", || async {
-        if lives(&world, &growing).await {
+        if free(&world) >= floor && lives(&world, &growing).await {
             grow(&file, MIB);
         }
         world.run(&growing).await.status.is_final()
     })
     .await;
+    let size = std::fs::metadata(&file).unwrap().len();
+    assert!(size < 70 * MIB, "it is not the largest: {size}");
     let failure = world.failed(&growing).await;
     assert_eq!(failure.kind, FailureKind::DiskFull);
     assert!(failure.message.contains("the server's disk ran full"), "{failure:?}");
-    let floor = MIN_FREE / FLOOR_PARTS;
     assert!(free(&world) > floor / 2, "it ended with {} bytes left", free(&world));
     assert!(file.exists(), "its workspace is kept");
     assert!(lives(&world, &large).await && lives(&world, &small).await);
@@ -85,7 +87,7 @@ async fn a_disk_that_runs_full_ends_the_largest_growing_sandbox_and_the_database
 async fn a_time_limit_ends_a_sandbox_although_the_database_cannot_be_written() {
     let world = World::on_a_small_disk(DISK_MIB).await;
     world.shims.by_default(Play::Work { obeys: true });
-    let run = world.queue_with(|spec| spec.timeout_s = 2).await;
+    let run = world.queue_with(|spec| spec.timeout_s = 10).await;
     let server = world.boot().await;
     world.attended(&run).await;
     let ballast = world.root.path().join("ballast");
@@ -105,7 +107,7 @@ async fn a_time_limit_ends_a_sandbox_although_the_database_cannot_be_written() {
     std::fs::remove_file(&ballast).unwrap();
     let failure = world.failed(&run).await;
     assert_eq!(failure.kind, FailureKind::Timeout);
-    assert!(failure.message.contains("time limit of 2 s"), "{failure:?}");
+    assert!(failure.message.contains("time limit of 10 s"), "{failure:?}");
     world.clean().await;
     server.kill();
 }

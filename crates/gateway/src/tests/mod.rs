@@ -1,6 +1,7 @@
 //! The gateway as a whole: real sockets, a real store, real git, and small upstreams made here.
 
 mod approvals;
+mod artifacts;
 mod attachments;
 mod control;
 mod credentials;

@@ -46,6 +46,7 @@ mod model_retry;
 mod model_soft;
 mod model_usage;
 mod model_words;
+mod outcomes;
 mod outside;
 mod redaction;
 mod stop;

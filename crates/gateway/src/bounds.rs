@@ -180,6 +180,8 @@ pub(crate) const FETCH_MEMORY_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 pub(crate) const TOLD_EVENTS: u32 = 200;
 /// Kinds that are told apart by names which the sandbox chooses, such as a ref.
 pub(crate) const TOLD_KINDS: usize = 200;
+/// Outcomes of one run before which what is untold is told: one counts, and further ones are for a store that did not take it.
+pub(crate) const OUTCOME_TRIES: u64 = 10;
 /// Warnings in the server's log that one sandbox journals entries of runs which are not in it; what is beyond is for debugging.
 pub(crate) const FOREIGN_WARNINGS: u32 = 20;
 /// Notes of one run that a live credential was in what its sandbox sent.

@@ -126,6 +126,8 @@ pub(crate) struct Door {
     pub(crate) git_process: Arc<Semaphore>,
     /// [`ARTIFACT_UPLOADS`].
     pub(crate) uploads: Arc<Semaphore>,
+    /// The right to have a batch of the journal stored.
+    pub(crate) journal: Arc<Semaphore>,
     /// [`TRANSCRIPT_EXCHANGES`].
     pub(crate) transcripts: Arc<Semaphore>,
     /// [`ATTACHMENT_EXCHANGES`].
@@ -142,6 +144,8 @@ pub(crate) struct Door {
     pub(crate) live_text: LiveText,
     /// Bytes that a run was given in answer to fetches; [`crate::bounds::FETCHED_BYTES`].
     pub(crate) fetched: RunCount,
+    /// Outcomes of a run that were about to be stored; [`crate::bounds::OUTCOME_TRIES`].
+    pub(crate) outcomes: RunCount,
     /// Batches of its journal with entries of other runs so far.
     pub(crate) foreign: AtomicU32,
     /// Refusals and faults of a run so far.
@@ -185,6 +189,7 @@ impl Door {
             pushes: Arc::new(Semaphore::new(PUSHES)),
             git_process: Arc::new(Semaphore::new(1)),
             uploads: Arc::new(Semaphore::new(ARTIFACT_UPLOADS)),
+            journal: Arc::new(Semaphore::new(1)),
             transcripts: Arc::new(Semaphore::new(TRANSCRIPT_EXCHANGES)),
             attachments: Arc::new(Semaphore::new(ATTACHMENT_EXCHANGES)),
             deltas: Mutex::new(DeltaWindow::default()),
@@ -193,6 +198,7 @@ impl Door {
             mcp: Mutex::new(None),
             live_text: LiveText::default(),
             fetched: RunCount::default(),
+            outcomes: RunCount::default(),
             foreign: AtomicU32::new(0),
             told: Told::default(),
             alarms: RunCount::default(),

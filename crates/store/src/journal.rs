@@ -93,6 +93,9 @@ const OFFSET: &str = "select journal_offset from sandbox where id = $1";
 const OPEN: &str = "select sandbox.id, sandbox.session_id, sandbox.journal_offset, sandbox.state, run.id as run_id, \
      run.attempt, run.event_items, run.event_bytes, run.events_full from sandbox left join run on run.sandbox_id = sandbox.id and run.status = 'running' where sandbox.id = $1";
 
+const AWAITED: &str = "select run.id, run.attempt from sandbox join run on run.sandbox_id = sandbox.id and run.status = 'running' \
+     where sandbox.id = $1 and sandbox.journal_offset = $2 and sandbox.state <> 'destroyed' and run.outcome is null";
+
 const ADVANCE: &str = "update sandbox set journal_offset = $2 where id = $1";
 
 impl Store {
@@ -110,6 +113,26 @@ impl Store {
         let offset = offset.ok_or_else(|| StoreError::missing("sandbox", sandbox.as_str()))?;
         u64::try_from(offset)
             .map_err(|error| StoreError::corrupt(format!("sandbox.journal_offset of {sandbox}"), error))
+    }
+
+    /// The run and attempt whose outcome a batch at `offset` of the sandbox's journal would be stored with; none if no outcome
+    /// would count there. It stands until the next batch is stored or the run ends.
+    ///
+    /// # Errors
+    /// As every read.
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn awaits_outcome(
+        &self,
+        sandbox: &SandboxId,
+        offset: u64,
+    ) -> Result<Option<(RunId, i64)>, StoreError> {
+        // No journal is that long.
+        let Ok(offset) = i64::try_from(offset) else { return Ok(None) };
+        let awaited = sql::query(AWAITED).bind(sandbox.as_str()).bind(offset);
+        let Some(row) = awaited.fetch_optional(self.reader()).await? else { return Ok(None) };
+        let columns = Columns::of("run", &row)?;
+        Ok(Some((columns.parse("id")?, columns.get("attempt")?)))
     }
 
     /// Stores the batch that covers the bytes from `offset` to `end` of the sandbox's journal: events, effects and the

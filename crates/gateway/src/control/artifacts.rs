@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use caisson_domain::checks::{Check, stands};
@@ -19,10 +20,12 @@ use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
 use tokio::fs::{self, File, OpenOptions};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 
 use super::{own, redaction};
 use crate::body::{self, Body, BodyFault};
+use crate::hold::hold;
 use crate::problem::{Refusal, bare};
 use crate::shared::Door;
 
@@ -72,26 +75,63 @@ pub(super) async fn put(door: &Arc<Door>, request: Request<Incoming>) -> Result<
     }
     // One at a time, so that what is on its way is bounded too, and none passes the bound beside another.
     let slot = timeout(door.shared.bounds.store_hold, Arc::clone(&door.uploads).acquire_owned()).await;
-    let Ok(Ok(_slot)) = slot else {
+    let Ok(Ok(slot)) = slot else {
         let message = "another artifact of this sandbox is on its way; try again";
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message));
     };
     check_room(door, &run, &name, announced).await?;
+    let (pieces, arriving) = mpsc::channel(1);
+    let taking = door.shared.tracker.spawn(take(Arc::clone(door), slot, (run, name), arriving));
+    hand_over(request.into_body(), door.shared.bounds.body_idle, pieces).await;
+    let taken = taking.await.unwrap_or_else(|error| {
+        tracing::error!(error = %error, "an artifact was given up");
+        Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "a fault inside the server"))
+    });
+    taken.map(|()| bare(StatusCode::NO_CONTENT))
+}
+
+/// A piece of an artifact; none is its end, so that one whose sender is gone is never taken for a whole one.
+type Piece = Result<Option<Bytes>, BodyFault>;
+
+/// Hands the body over piece by piece, until its end or until nobody takes more of it.
+async fn hand_over(body: Incoming, idle: Duration, pieces: mpsc::Sender<Piece>) {
+    let mut chunks = std::pin::pin!(body::frames(body));
+    loop {
+        let piece = match timeout(idle, chunks.next()).await {
+            Ok(chunk) => chunk.transpose().map_err(BodyFault::Broken),
+            Err(_) => Err(BodyFault::TimedOut),
+        };
+        let is_last = !matches!(piece, Ok(Some(_)));
+        if pieces.send(piece).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// Takes an artifact, as a task of its own with the sandbox's right to one until its end: whoever hangs up leaves no file behind
+/// that nobody knows of.
+async fn take(
+    door: Arc<Door>,
+    slot: OwnedSemaphorePermit,
+    (run, name): (RunId, String),
+    arriving: mpsc::Receiver<Piece>,
+) -> Result<(), Refusal> {
     let number = UPLOADS.fetch_add(1, Ordering::Relaxed);
     let path = door.shared.artifacts_dir.join(INCOMING).join(number.to_string());
-    let kept = match receive(door, request.into_body(), path.clone()).await {
+    let kept = match receive(&door, arriving, path.clone()).await {
         Ok(upload) => {
             if upload.redacted > 0 {
-                redaction::alarm(door, Some(&run), &format!("artifact {name}")).await;
+                redaction::alarm(&door, Some(&run), &format!("artifact {name}")).await;
             }
-            keep(door, &run, name, upload).await
+            keep(&door, &run, name, upload).await
         }
         Err(refusal) => Err(refusal),
     };
     if kept.is_err() {
         discard(&path).await;
     }
-    kept.map(|()| bare(StatusCode::NO_CONTENT))
+    drop(slot);
+    kept
 }
 
 /// Refuses a name that would bring a live secret to disk and into the record. The shim's names are fixed, so no work is lost.
@@ -137,9 +177,8 @@ fn parse(path: &str) -> Result<(RunId, String), Refusal> {
     Ok((run, name.to_owned()))
 }
 
-/// Streams the body to `path`, without secrets, counting and hashing, and brings it to disk.
-async fn receive(door: &Door, body: Incoming, path: PathBuf) -> Result<Upload, Refusal> {
-    let idle = door.shared.bounds.body_idle;
+/// Streams what arrives to `path`, without secrets, counting and hashing, and brings it to disk.
+async fn receive(door: &Door, mut arriving: mpsc::Receiver<Piece>, path: PathBuf) -> Result<Upload, Refusal> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -150,14 +189,10 @@ async fn receive(door: &Door, body: Incoming, path: PathBuf) -> Result<Upload, R
     let mut stream = Stream::new(door.secrets.redactor());
     let mut hash = Sha256::new();
     let (mut size, mut kept) = (0_usize, 0_usize);
-    let mut chunks = std::pin::pin!(body::frames(body));
     loop {
-        let chunk = match timeout(idle, chunks.next()).await {
-            Ok(None) => None,
-            Ok(Some(Ok(chunk))) => Some(chunk),
-            Ok(Some(Err(error))) => return Err(refused(&BodyFault::Broken(error))),
-            Err(_) => return Err(refused(&BodyFault::TimedOut)),
-        };
+        let piece =
+            arriving.recv().await.unwrap_or_else(|| Err(BodyFault::Broken("the sender is gone".into())));
+        let chunk = piece.map_err(|fault| refused(&fault))?;
         size += chunk.as_ref().map_or(0, Bytes::len);
         if size > ARTIFACT_BYTES {
             return Err(refused(&BodyFault::TooLarge));
@@ -191,36 +226,69 @@ async fn keep(door: &Door, run: &RunId, name: String, upload: Upload) -> Result<
     let root = &door.shared.artifacts_dir;
     // The body may have been longer than it was said to be.
     check_room(door, run, &name, u64::try_from(upload.size).unwrap_or(u64::MAX)).await?;
-    let directory = root.join(run.as_str());
-    make_directory(&directory).await.map_err(|error| disk(&error))?;
+    let before = store.artifact(run, &name).await.map_err(|error| Refusal::store(&error))?;
     // Kept relative, so that the directory may be moved.
     let text = format!("{run}/{}-{name}", upload.sha256);
     let path = root.join(&text);
-    fs::rename(&upload.path, &path).await.map_err(|error| disk(&error))?;
-    File::open(&directory)
-        .await
-        .map_err(|error| disk(&error))?
-        .sync_all()
-        .await
-        .map_err(|error| disk(&error))?;
-    let before = store.artifact(run, &name).await.map_err(|error| Refusal::store(&error))?;
-    let new = NewArtifact { name, size_bytes: upload.size, sha256: upload.sha256, path: text.clone() };
-    let stored = store.put_artifact(run, &new).await;
-    let old = before.map(|artifact| artifact.path).filter(|old| *old != text);
-    match stored {
-        Ok(PutArtifact::Stored) => {
-            if let Some(old) = old {
-                discard(&root.join(old)).await;
+    let is_known = before.as_ref().is_some_and(|artifact| artifact.path == text);
+    let placed = place(&upload.path, &path, &root.join(run.as_str())).await;
+    let new = NewArtifact { name, size_bytes: upload.size, sha256: upload.sha256, path: text };
+    let kept = match placed {
+        Ok(()) => make_known(door, run, &new).await,
+        Err(error) => Err(Unkept::Refused(disk(&error))),
+    };
+    match kept {
+        Ok(()) => {
+            if let Some(old) = before.filter(|_| !is_known) {
+                discard(&root.join(old.path)).await;
             }
             Ok(())
         }
-        Ok(PutArtifact::TooMany) => {
-            discard(&path).await;
-            let message = format!("the run has {RUN_ARTIFACTS} artifacts already");
-            Err(Refusal::new(StatusCode::CONFLICT, "artifacts_full", message))
+        Err(Unkept::Refused(refusal)) => {
+            if !is_known {
+                discard(&path).await;
+            }
+            Err(refusal)
         }
-        // The row may have been written all the same, so the file stays; the shim tries again.
-        Err(error) => Err(Refusal::store(&error)),
+        // A row without its file would be worse than a file without its row; the shim tries again.
+        Err(Unkept::Unknown(refusal)) => Err(refusal),
+    }
+}
+
+/// Moves a file to its place below `directory`, for good.
+async fn place(from: &Path, to: &Path, directory: &Path) -> io::Result<()> {
+    make_directory(directory).await?;
+    fs::rename(from, to).await?;
+    File::open(directory).await?.sync_all().await
+}
+
+/// Why an artifact is not kept.
+enum Unkept {
+    /// It has no row.
+    Refused(Refusal),
+    /// It may have one.
+    Unknown(Refusal),
+}
+
+/// Writes the artifact's row. A write that failed may have been done all the same, so the store is asked what it holds.
+async fn make_known(door: &Door, run: &RunId, new: &NewArtifact) -> Result<(), Unkept> {
+    let (shared, store) = (&door.shared, &door.shared.store);
+    let error = match store.put_artifact(run, new).await {
+        Ok(PutArtifact::Stored) => return Ok(()),
+        Ok(PutArtifact::TooMany) => {
+            let message = format!("the run has {RUN_ARTIFACTS} artifacts already");
+            return Err(Unkept::Refused(Refusal::new(StatusCode::CONFLICT, "artifacts_full", message)));
+        }
+        Err(error) => error,
+    };
+    let refusal = Refusal::store(&error);
+    match hold(&shared.cancel, shared.bounds.store_hold, || store.artifact(run, &new.name)).await {
+        Ok(Some(artifact)) if artifact.path == new.path => Err(Unkept::Unknown(refusal)),
+        Ok(_) => Err(Unkept::Refused(refusal)),
+        Err(error) => {
+            tracing::warn!(run.id = %run, error = %error, "nobody could say whether an artifact of {run} is known");
+            Err(Unkept::Unknown(refusal))
+        }
     }
 }
 

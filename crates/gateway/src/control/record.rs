@@ -70,11 +70,19 @@ impl Batch {
 
     /// Whether it has a run's outcome.
     pub(super) fn has_outcome(&self) -> bool {
-        let is_outcome = |item: &Item| match item {
-            Item::Entry(entry) => matches!(entry.effect, JournalEffect::Finished(_)),
-            Item::Puzzle { .. } => false,
-        };
-        self.items.iter().any(is_outcome)
+        self.outcomes().next().is_some()
+    }
+
+    /// Whether it has the outcome of that attempt of the run.
+    pub(super) fn has_outcome_of(&self, (run, attempt): &(RunId, i64)) -> bool {
+        self.outcomes().any(|entry| entry.run == *run && entry.attempt == *attempt)
+    }
+
+    fn outcomes(&self) -> impl Iterator<Item = &JournalEntry> {
+        self.items.iter().filter_map(|item| match item {
+            Item::Entry(entry) if matches!(entry.effect, JournalEffect::Finished(_)) => Some(&**entry),
+            Item::Entry(_) | Item::Puzzle { .. } => None,
+        })
     }
 
     /// The entries in order. Lines not understood become notes of `run`, the first [`JOURNAL_NOTES`] one by

@@ -104,7 +104,7 @@ impl Helper {
         finish(running, said).await.map(|()| out)
     }
 
-    /// Runs git, whose output nobody wants. Where it fails, and says of it what is `fine` and not a word more, it did not.
+    /// Runs git, whose output nobody wants. Where it fails, and says of it what is `fine` and nothing else, it did not.
     ///
     /// # Errors
     /// [`HelperError`].
@@ -184,8 +184,34 @@ impl Helper {
 pub(super) struct Fine {
     /// Whether this is one of the reasons.
     pub(super) is_reason: fn(&[u8]) -> bool,
+    /// Whether this is nothing that it fails for.
+    pub(super) is_remark: fn(&[u8]) -> bool,
     /// What it says last, when it had no other reasons.
     pub(super) last: &'static [u8],
+}
+
+/// What git says of a pack that lacks files of attributes which its directories have, and is sound otherwise.
+pub(super) const LACKS_ATTRIBUTES: Fine = Fine {
+    is_reason: lacks_attributes,
+    is_remark: warns_of_an_object,
+    last: b"fatal: fsck error in pack objects",
+};
+
+fn lacks_attributes(line: &[u8]) -> bool {
+    line.strip_prefix(b"error: object ").and_then(behind_id)
+        == Some(b": gitattributesMissing: unable to read .gitattributes blob")
+}
+
+/// What git finds and fails no pack for, such as an ignore file that is a symbolic link.
+fn warns_of_an_object(line: &[u8]) -> bool {
+    let said = line.strip_prefix(b"warning: object ").and_then(behind_id);
+    said.is_some_and(|said| said.starts_with(b": "))
+}
+
+/// What follows the id of an object.
+fn behind_id(text: &[u8]) -> Option<&[u8]> {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    matches!(digits, 40 | 64).then(|| &text[digits..])
 }
 
 /// The end of what else git says, and whether it says what is fine, and nothing else. What is too long for a line is none of it.
@@ -206,7 +232,7 @@ async fn lines_but(stderr: impl AsyncRead + Unpin, fine: &Fine) -> io::Result<(V
             has_reason = true;
         } else if whole == Some(fine.last) {
             is_over = true;
-        } else {
+        } else if !whole.is_some_and(fine.is_remark) {
             others.extend_from_slice(&line);
             others.drain(..others.len().saturating_sub(STDERR_BYTES));
         }
@@ -298,18 +324,26 @@ mod tests {
         assert_ne!(done(hungry, &small).await.unwrap_or_default(), (64 << 20).to_string());
     }
 
-    const FINE: Fine = Fine { is_reason: |line| line.ends_with(b"fine"), last: b"over" };
+    const FINE: Fine = Fine {
+        is_reason: |line| line.ends_with(b"fine"),
+        is_remark: |line| line == b"by the way",
+        last: b"over",
+    };
 
     #[tokio::test]
     async fn what_is_fine_is_passed_over_and_nothing_else_is() {
         let kept = async |said: &[u8]| lines_but(said, &FINE).await.unwrap();
         assert_eq!(kept(b"fine\nfine\nover\n").await, (Vec::new(), true));
+        assert_eq!(kept(b"by the way\nfine\nby the way\nover\n").await, (Vec::new(), true));
         for (said, others) in [
             ("", ""),
             ("over\n", ""),
             ("fine\n", ""),
             ("fine\nover", "over"),
             ("fine\nbad\nover\n", "bad\n"),
+            ("by the way\nover\n", ""),
+            ("fine\nby the way, bad\nover\n", "by the way, bad\n"),
+            ("fine\nover\nby the way\n", "by the way\n"),
             ("fine\nover\nfine\n", "fine\n"),
             ("fine\nover\nover\n", "over\n"),
         ] {
@@ -324,6 +358,34 @@ mod tests {
         }
         let (others, _) = kept(&b"bad\n".repeat(STDERR_BYTES)).await;
         assert_eq!(others.len(), STDERR_BYTES);
+    }
+
+    #[test]
+    fn lacking_attributes_are_a_reason_and_warnings_of_an_object_a_remark_and_nothing_like_them_is() {
+        let Fine { is_reason, is_remark, .. } = LACKS_ATTRIBUTES;
+        let of = |before: &str, digits: usize, behind: &str| {
+            let line = [before, &"a1".repeat(32)[..digits], behind].concat();
+            (is_reason(line.as_bytes()), is_remark(line.as_bytes()))
+        };
+        let lacks = ": gitattributesMissing: unable to read .gitattributes blob";
+        let link = ": gitignoreSymlink: .gitignore is a symlink";
+        for digits in [40, 64] {
+            assert_eq!(of("error: object ", digits, lacks), (true, false));
+            assert_eq!(of("warning: object ", digits, link), (false, true));
+        }
+        for (before, digits, behind) in [
+            ("error: object ", 40, link),
+            ("error: object ", 41, lacks),
+            ("error: object ", 40, ""),
+            ("warning: object ", 39, link),
+            ("warning: object ", 63, link),
+            ("warning: object ", 40, " is bad"),
+            ("warning: ", 40, link),
+            (" warning: object ", 40, link),
+            ("fatal: object ", 40, link),
+        ] {
+            assert_eq!(of(before, digits, behind), (false, false), "{before}{digits}{behind}");
+        }
     }
 
     #[tokio::test]

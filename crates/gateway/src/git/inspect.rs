@@ -26,7 +26,7 @@ use super::apart::{Stopped, work};
 use super::brought::{Foreign, Standing};
 use super::compare::{Base, Change, Changes, CompareError, Comparison};
 use super::finding::{Finding, Place, shown};
-use super::helper::{Fine, Helper, HelperError, finish};
+use super::helper::{Helper, HelperError, LACKS_ATTRIBUTES, finish};
 use super::objects::{Candidate, Contents, FORMAT, Id, Looking, ReadError};
 use super::process::{Pipes, last_words};
 use super::quarantine::{PACK, Quarantine, Quarantines};
@@ -466,15 +466,4 @@ impl BufRead for Listing {
     fn consume(&mut self, count: usize) {
         self.chunk.advance(count);
     }
-}
-
-/// What git says of a pack that lacks files of attributes which its directories have, and is sound otherwise.
-const LACKS_ATTRIBUTES: Fine =
-    Fine { is_reason: lacks_attributes, last: b"fatal: fsck error in pack objects" };
-
-fn lacks_attributes(line: &[u8]) -> bool {
-    let lacking = line
-        .strip_prefix(b"error: object ")
-        .and_then(|rest| rest.strip_suffix(b": gitattributesMissing: unable to read .gitattributes blob"));
-    lacking.is_some_and(|id| matches!(id.len(), 40 | 64) && id.iter().all(u8::is_ascii_hexdigit))
 }

@@ -12,17 +12,36 @@ pub(super) const PACKET_BYTES: usize = 65520;
 /// The flush packet.
 pub(super) const FLUSH: &[u8] = b"0000";
 
-/// Why bytes are not what git sends.
+/// Why the commands of a push are not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PacketError {
     #[error("a pkt-line's length is not four hexadecimal digits in range")]
     Length,
-    #[error("the commands are longer than {COMMAND_SECTION_BYTES} bytes")]
+    #[error(
+        "its commands, with the commits before them at which the clone is cut off, are longer than \
+         {COMMAND_SECTION_BYTES} bytes; push one ref alone, from a clone that is whole"
+    )]
     TooLong,
-    #[error("the push has more than {COMMANDS} commands")]
+    #[error("it has more than {COMMANDS} commands; push one ref alone")]
     TooManyCommands,
+    #[error("the name of a ref is longer than {REF_BYTES} bytes; push to a shorter one")]
+    LongRef,
+    #[error("the name of a ref is not UTF-8; push to another one")]
+    RefNotText,
+    #[error("it is signed; push without --signed")]
+    Signed,
     #[error("a line is no ref command")]
     NoCommand,
+}
+
+impl PacketError {
+    /// Whether git itself writes such commands, if it is asked for them.
+    pub(super) const fn is_of_git(&self) -> bool {
+        match self {
+            Self::TooLong | Self::TooManyCommands | Self::LongRef | Self::RefNotText | Self::Signed => true,
+            Self::Length | Self::NoCommand => false,
+        }
+    }
 }
 
 /// One pkt-line.
@@ -195,6 +214,11 @@ impl SectionReader {
         }
     }
 
+    /// What was read of a section that is not taken.
+    pub(super) fn into_part(self) -> Section {
+        Section { commands: self.commands, capabilities: self.capabilities }
+    }
+
     fn finish(&mut self) -> (Section, Bytes) {
         let rest = std::mem::take(&mut self.reader).into_rest();
         let section = Section {
@@ -205,22 +229,32 @@ impl SectionReader {
     }
 
     fn take(&mut self, line: &[u8]) -> Result<(), PacketError> {
-        if self.commands.len() == COMMANDS {
-            return Err(PacketError::TooManyCommands);
-        }
-        let text = std::str::from_utf8(line).map_err(|_| PacketError::NoCommand)?;
+        let Ok(text) = std::str::from_utf8(line) else {
+            let text = String::from_utf8_lossy(line);
+            return Err(self.read(&text).err().unwrap_or(PacketError::RefNotText));
+        };
         if self.commands.is_empty() && is_shallow(text) {
             self.shallow = true;
             return Ok(());
         }
-        let (command, capabilities) = match text.split_once('\0') {
-            Some((command, capabilities)) if self.commands.is_empty() => (command, capabilities),
-            Some(_) => return Err(PacketError::NoCommand),
-            None => (text.strip_suffix('\n').unwrap_or(text), ""),
-        };
-        self.commands.push(parse(command).ok_or(PacketError::NoCommand)?);
+        let (command, capabilities) = self.read(text)?;
+        if self.commands.len() == COMMANDS {
+            return Err(PacketError::TooManyCommands);
+        }
+        self.commands.push(command);
         self.capabilities.extend(capabilities.split_whitespace().map(str::to_owned));
         Ok(())
+    }
+
+    /// A command, and in the first one's line what the client asks for.
+    fn read<'a>(&self, line: &'a str) -> Result<(Command, &'a str), PacketError> {
+        let (command, capabilities) = match line.split_once('\0') {
+            Some(("push-cert", _)) if self.commands.is_empty() => return Err(PacketError::Signed),
+            Some((command, capabilities)) if self.commands.is_empty() => (command, capabilities),
+            Some(_) => return Err(PacketError::NoCommand),
+            None => (line.strip_suffix('\n').unwrap_or(line), ""),
+        };
+        Ok((parse(command)?, capabilities))
     }
 }
 
@@ -229,18 +263,20 @@ fn is_shallow(line: &str) -> bool {
     line.strip_suffix('\n').unwrap_or(line).strip_prefix("shallow ").is_some_and(is_object)
 }
 
-/// `old SP new SP ref`. Lines such as `push-cert …` are none.
-fn parse(line: &str) -> Option<Command> {
+/// `old SP new SP ref`.
+fn parse(line: &str) -> Result<Command, PacketError> {
     let mut parts = line.splitn(3, ' ');
-    let (old, new, ref_name) = (parts.next()?, parts.next()?, parts.next()?);
-    let plain = ref_name.starts_with("refs/") && ref_name.len() <= REF_BYTES;
-    if !is_object(old) || !is_object(new) || old.len() != new.len() || !plain {
-        return None;
+    let (Some(old), Some(new), Some(ref_name)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(PacketError::NoCommand);
+    };
+    let is_plain = ref_name.starts_with("refs/") && !ref_name.chars().any(|c| c.is_control() || c == ' ');
+    if !is_object(old) || !is_object(new) || old.len() != new.len() || !is_plain {
+        return Err(PacketError::NoCommand);
     }
-    if ref_name.chars().any(|c| c.is_control() || c == ' ') {
-        return None;
+    if ref_name.len() > REF_BYTES {
+        return Err(PacketError::LongRef);
     }
-    Some(Command { old: old.to_owned(), new: new.to_owned(), ref_name: ref_name.to_owned() })
+    Ok(Command { old: old.to_owned(), new: new.to_owned(), ref_name: ref_name.to_owned() })
 }
 
 /// An object's id: SHA-1 or SHA-256.
@@ -314,25 +350,46 @@ mod tests {
             format!("Shallow {OLD}"),
             format!("unshallow {OLD}"),
             "shallow".to_owned(),
-            "push-cert\0x".to_owned(),
+            "push-cert x".to_owned(),
             format!("{OLD} {NEW}"),
             format!("{OLD} {NEW} HEAD"),
             format!("{OLD} {NEW} refs/heads/a b"),
             format!("{OLD} {NEW} refs/heads/a\u{1b}[2J"),
             format!("{OLD} {} refs/heads/a", "2".repeat(64)),
             format!("{} {NEW} refs/heads/a", "G".repeat(40)),
-            format!("{OLD} {NEW} refs/{}", "x".repeat(REF_BYTES)),
+            format!("{OLD} {NEW} refs/{}\u{7f}", "x".repeat(REF_BYTES)),
         ] {
             assert_eq!(read(&section(std::slice::from_ref(&line))), Err(PacketError::NoCommand), "{line}");
             let before = section(&[line.clone(), update("refs/heads/a")]);
             assert_eq!(read(&before).is_err(), line != format!("shallow {OLD}"), "{line}");
         }
-        let late = [update("refs/heads/a"), format!("{}\0atomic", update("refs/heads/b"))];
-        assert_eq!(read(&section(&late)), Err(PacketError::NoCommand));
+        for behind in [format!("{}\0atomic", update("refs/heads/b")), "push-cert\0x".to_owned()] {
+            let late = [update("refs/heads/a"), behind];
+            assert_eq!(read(&section(&late)), Err(PacketError::NoCommand));
+        }
+        assert_eq!(read(b"0006\xff\xfe"), Err(PacketError::NoCommand));
         assert_eq!(read(b"0001"), Err(PacketError::NoCommand));
         assert_eq!(read(b"0003"), Err(PacketError::Length));
         assert_eq!(read(b"fff1"), Err(PacketError::Length));
         assert_eq!(read(b"00g0"), Err(PacketError::Length));
+    }
+
+    #[test]
+    fn what_git_writes_and_is_not_taken_is_told_from_what_it_does_not_write() {
+        let named = |bytes: usize| section(&[update(&format!("refs/{}", "x".repeat(bytes - 5)))]);
+        assert!(read(&named(REF_BYTES)).unwrap().is_some());
+        assert_eq!(read(&named(REF_BYTES + 1)), Err(PacketError::LongRef));
+        let mut not_text = Vec::new();
+        write(&mut not_text, &[update("refs/heads/").as_bytes(), b"\xff\0report-status"].concat());
+        assert_eq!(read(&not_text), Err(PacketError::RefNotText));
+        assert_eq!(read(&section(&["push-cert\0report-status".to_owned()])), Err(PacketError::Signed));
+        let many = [vec![update("refs/heads/a"); COMMANDS], vec!["nonsense".to_owned()]].concat();
+        assert_eq!(read(&section(&many)), Err(PacketError::NoCommand));
+        let of_git = [PacketError::TooLong, PacketError::TooManyCommands, PacketError::LongRef];
+        assert!(
+            of_git.iter().chain(&[PacketError::RefNotText, PacketError::Signed]).all(PacketError::is_of_git)
+        );
+        assert!(!PacketError::Length.is_of_git() && !PacketError::NoCommand.is_of_git());
     }
 
     #[test]

@@ -73,10 +73,14 @@ pub(super) async fn answer(
     let (section, rest) = match read_section(&mut exchange.chunks).await {
         Ok(read) => read,
         Err(Unread::Refused(refusal)) => return Err(refusal),
-        Err(Unread::Denied(message)) => {
-            let data = json!({"what": "push", "rule": "unreadable", "remedy": message});
-            door.tell(&run.id, EventKind::GatewayDenied, data).await;
-            return Err(Refusal::new(StatusCode::BAD_REQUEST, "push_refused", message));
+        Err(Unread::Unreadable(message)) => {
+            return Err(deny_unread(door, &run, "unreadable", message).await);
+        }
+        Err(Unread::NotTaken(part, message)) => {
+            drain(shared, &mut exchange.chunks).await;
+            let answer = receive::answer_part(&part, &message);
+            let refusal = deny_unread(door, &run, "push_commands", message).await;
+            return answer.map(reported).ok_or(refusal);
         }
     };
     let Some(command) = section.commands.first() else {
@@ -115,7 +119,16 @@ enum Unread {
     /// They did not come.
     Refused(Refusal),
     /// They are none that git writes, in a sentence.
-    Denied(String),
+    Unreadable(String),
+    /// Git writes such, and they are not taken: what was read of them, and why in a sentence.
+    NotTaken(Section, String),
+}
+
+/// Tells of commands that were not read to their end.
+async fn deny_unread(door: &Door, run: &Run, rule: &str, message: String) -> Refusal {
+    let data = json!({"what": "push", "rule": rule, "remedy": message});
+    door.tell(&run.id, EventKind::GatewayDenied, data).await;
+    Refusal::new(StatusCode::BAD_REQUEST, "push_refused", message)
 }
 
 /// The commands, and the bytes behind them that came along.
@@ -127,10 +140,15 @@ async fn read_section(chunks: &mut Chunks) -> Result<(Section, Bytes), Unread> {
         match reader.push(&chunk) {
             Ok(None) => {}
             Ok(Some(found)) => return Ok(found),
-            Err(error) => return Err(Unread::Denied(format!("the push cannot be read: {error}"))),
+            Err(error) if error.is_of_git() => {
+                return Err(Unread::NotTaken(reader.into_part(), format!("the push is not taken: {error}")));
+            }
+            Err(error) => {
+                return Err(Unread::Unreadable(format!("the push cannot be read: {error}")));
+            }
         }
     }
-    Err(Unread::Denied("the push ended before its commands did".to_owned()))
+    Err(Unread::Unreadable("the push ended before its commands did".to_owned()))
 }
 
 fn too_large(push: &Push, bytes: u64) -> Denial {
@@ -175,8 +193,11 @@ pub(super) fn taken(section: &Section) -> Response<Body> {
 }
 
 fn report(section: &Section, denials: &[Denial]) -> Response<Body> {
-    let report = Bytes::from(receive::answer(section, denials));
-    let chunks = stream::iter([Ok::<_, BoxError>(report)]).boxed();
+    reported(receive::answer(section, denials))
+}
+
+fn reported(report: Vec<u8>) -> Response<Body> {
+    let chunks = stream::iter([Ok::<_, BoxError>(Bytes::from(report))]).boxed();
     respond(Operation::Push, Answer { chunks, encoding: None })
 }
 

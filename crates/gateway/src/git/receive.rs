@@ -96,6 +96,22 @@ pub(super) fn answer(section: &Section, denials: &[Denial]) -> Vec<u8> {
     out
 }
 
+/// A receive-pack's answer to commands that are not taken, of which a part was read; none if the client asked for none in which
+/// it would be told why.
+pub(super) fn answer_part(section: &Section, message: &str) -> Option<Vec<u8>> {
+    let room = band_room(section)?;
+    let mut out = Vec::new();
+    band(&mut out, 2, format!("caisson: {message}\n").as_bytes(), room);
+    if section.has("report-status") || section.has("report-status-v2") {
+        let mut report = Vec::new();
+        pktline::write(&mut report, format!("unpack {OURS}{message}\n").as_bytes());
+        report.extend_from_slice(pktline::FLUSH);
+        band(&mut out, 1, &report, room);
+    }
+    out.extend_from_slice(pktline::FLUSH);
+    Some(out)
+}
+
 /// Most of a payload in one packet of a side band; none if the push asks for no such answer.
 pub(super) fn band_room(section: &Section) -> Option<usize> {
     match (section.has("side-band-64k"), section.has("side-band")) {

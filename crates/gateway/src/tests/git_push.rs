@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::git_host::{Client, bare_repository, git};
 use super::support::{OK, Sandbox, Setup, World, fetch, run_spec};
+use crate::bounds::{COMMANDS, REF_BYTES};
 
 const BRANCH: &str = "caisson/fixer/1";
 
@@ -114,29 +115,59 @@ async fn what_is_no_push_is_refused_before_anything_is_forwarded() {
     let id = "1".repeat(40);
     let command = line(&format!("{} {id} refs/heads/{BRANCH}\0 report-status", "0".repeat(40)));
     let lacking = line(&format!("shallow {id}\n"));
-    for bad in [
-        String::new(),
-        "00".to_owned(),
-        "zzzz".to_owned(),
-        // Nothing but what the client lacks, nonsense about that, and more of it than there is room for.
-        format!("{lacking}0000"),
-        format!("{}{command}0000", line("shallow HEAD")),
-        format!("{command}{lacking}0000"),
-        format!("{}{command}0000", lacking.repeat(1300)),
-    ] {
+    let many = line(&format!("{id} {id} refs/heads/x")).repeat(COMMANDS);
+    let long = line(&format!("{id} {id} refs/{}", "x".repeat(REF_BYTES)));
+    let signed = line("push-cert\0report-status");
+    let cases = [
+        ("unreadable", String::new(), "ended before its commands"),
+        ("unreadable", "00".to_owned(), "ended before its commands"),
+        ("unreadable", "zzzz".to_owned(), "pkt-line"),
+        // Nothing but what the client lacks, and nonsense about that.
+        ("unreadable", format!("{lacking}0000"), "no ref command"),
+        ("unreadable", format!("{}{command}0000", line("shallow HEAD")), "no ref command"),
+        ("unreadable", format!("{command}{lacking}0000"), "no ref command"),
+        // What git writes, and more of it than there is room for.
+        ("push_commands", format!("{}{command}0000", lacking.repeat(1300)), "longer than 65536 bytes"),
+        ("push_commands", format!("{command}{many}0000"), "more than 16 commands"),
+        ("push_commands", format!("{long}0000"), "longer than 1024 bytes"),
+        ("push_commands", format!("{signed}0000"), "--signed"),
+    ];
+    let count = cases.len();
+    for (rule, bad, remedy) in cases {
         let reply = post(bad.clone().into_bytes()).await;
         assert_eq!((reply.status, reply.code().as_str()), (400, "push_refused"), "{bad}");
         let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await.pop().unwrap();
-        assert_eq!((&denied["what"], &denied["rule"]), (&"push".into(), &"unreadable".into()), "{bad}");
+        assert_eq!((&denied["what"], &denied["rule"]), (&"push".into(), &rule.into()), "{bad}");
         assert_eq!(denied["remedy"], reply.json()["message"]);
+        assert!(denied["remedy"].as_str().unwrap().contains(remedy), "{denied}");
     }
-    let count = world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len();
-    assert_eq!(count, 7);
+    assert_eq!(world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len(), count);
     // How git asks whether a large push is welcome.
     let probe = post(b"0000".to_vec()).await;
     assert_eq!((probe.status, probe.body.len()), (OK, 0));
     assert_eq!(probe.headers["content-type"], "application/x-git-receive-pack-result");
     assert_eq!(world.events(&sandbox.run.id, EventKind::GatewayDenied).await.len(), count);
+    assert_eq!(refs(&bare).await, before);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_push_of_more_refs_than_are_taken_is_refused_in_gits_own_words() {
+    let (world, sandbox, bare, client) = world(|_| {}).await;
+    let before = refs(&bare).await;
+    let many: Vec<String> = (0..=COMMANDS).map(|number| format!("HEAD:refs/heads/n{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let pushed = client.push(&many).await;
+    assert!(
+        !pushed.ok && pushed.said.contains("more than 16 commands; push one ref alone"),
+        "{}",
+        pushed.said
+    );
+    let denied = world.events(&sandbox.run.id, EventKind::GatewayDenied).await;
+    assert_eq!((denied.len(), &denied[0]["rule"]), (1, &"push_commands".into()));
+    // As many as are taken are judged one by one.
+    let pushed = client.push(&many[..COMMANDS]).await;
+    assert!(!pushed.ok && pushed.said.contains("this run may push caisson/fixer/1 only"), "{}", pushed.said);
     assert_eq!(refs(&bare).await, before);
     world.stop().await;
 }

@@ -46,6 +46,26 @@ async fn a_push_need_not_bring_the_attributes_and_modules_that_are_there() {
     }
 }
 
+/// Git says of links with these names that it will not follow them, and takes them.
+#[tokio::test]
+async fn what_git_only_warns_of_does_not_refuse_a_push_that_need_not_bring_the_attributes() {
+    for kind in KINDS {
+        let seed = |seeding: &Path| std::fs::write(seeding.join(".gitattributes"), "* text=auto\n").unwrap();
+        let scene = scene(kind, |_| {}, seed).await;
+        for name in [".gitignore", ".mailmap"] {
+            std::os::unix::fs::symlink("a", scene.work.join(name)).unwrap();
+        }
+        scene.write("a", "changed\n");
+        scene.commit("add links").await;
+        scene.accepted(&[]).await;
+        scene.write(".gitmodules", "[submodule \"x\"]\n\tpath = x\n\turl = -oops\n");
+        scene.commit("add what it does not take").await;
+        let said = scene.refused(&[]).await.1;
+        assert!(said.contains("gitmodulesUrl"), "{said}");
+        scene.world.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_secret_in_an_added_file_is_refused_and_said_where_but_not_what() {
     for kind in KINDS {

@@ -1,6 +1,7 @@
 //! The gateway as a whole: real sockets, a real store, real git, and small upstreams made here.
 
 mod approvals;
+mod artifacts;
 mod attachments;
 mod control;
 mod credentials;
@@ -45,6 +46,7 @@ mod model_retry;
 mod model_soft;
 mod model_usage;
 mod model_words;
+mod outcomes;
 mod outside;
 mod redaction;
 mod stop;

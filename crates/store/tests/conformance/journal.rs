@@ -17,6 +17,7 @@ conformance! {
     the_first_output_counts_and_belongs_to_a_run_that_succeeded,
     a_run_that_failed_has_no_output,
     the_first_outcome_counts,
+    an_outcome_counts_at_the_journals_end_once_and_in_a_sandbox_with_a_run,
     entries_of_another_run_or_attempt_are_skipped,
     entries_after_the_end_are_skipped_and_still_acknowledged,
     a_sandbox_without_a_run_starts_no_agent,
@@ -144,6 +145,26 @@ async fn the_first_outcome_counts(fixture: Fixture) {
     append(&fixture, &placed, (10, 20), &[JournalEffect::Finished(stopped)]).await;
     let progress = fixture.store.progress(&placed.run.id, placed.epoch).await.unwrap().unwrap();
     assert_eq!(progress.outcome, Some(completed("first")));
+}
+
+async fn an_outcome_counts_at_the_journals_end_once_and_in_a_sandbox_with_a_run(fixture: Fixture) {
+    let placed = fixture.placed().await;
+    let awaited = async |offset| fixture.store.awaits_outcome(&placed.sandbox, offset).await.unwrap();
+    let ours = Some((placed.run.id.clone(), placed.run.attempt));
+    assert_eq!([awaited(0).await, awaited(1).await, awaited(u64::MAX).await], [ours.clone(), None, None]);
+    append(&fixture, &placed, (0, 10), &[JournalEffect::None]).await;
+    assert_eq!([awaited(0).await, awaited(10).await], [None, ours.clone()]);
+    fixture.execute("update run set sandbox_id = null").await;
+    assert_eq!(awaited(10).await, None, "without a run");
+    fixture.execute("update run set sandbox_id = (select id from sandbox)").await;
+    fixture.execute("update sandbox set state = 'destroyed'").await;
+    assert_eq!(awaited(10).await, None, "it is gone");
+    fixture.execute("update sandbox set state = 'stopping'").await;
+    assert_eq!(awaited(10).await, ours);
+    append(&fixture, &placed, (10, 20), &[JournalEffect::Finished(completed("first"))]).await;
+    assert_eq!(awaited(20).await, None, "it has one");
+    let other = fixture.store.awaits_outcome(&SandboxId::new(1, [7; 10]), 0).await.unwrap();
+    assert_eq!(other, None, "no such sandbox");
 }
 
 async fn entries_of_another_run_or_attempt_are_skipped(fixture: Fixture) {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::git_host::git;
 use super::git_scene::{Kind, Scene, scene};
 use super::log::Log;
-use super::support::{MODEL_KEY, OK};
+use super::support::{MODEL_KEY, OK, is_root};
 
 /// A git that breaks as the file beside it says, at the step it names, and works otherwise.
 const BROKEN_GIT: &str = r#"#!/bin/sh
@@ -156,8 +156,7 @@ async fn no_more_pushes_than_their_bound_are_looked_at_at_once() {
 
 #[tokio::test]
 async fn a_disk_that_is_full_while_a_push_is_looked_at_shows_no_secret_of_it() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("SKIPPED: only root can mount a small file system");
+    if !is_root("mount a small file system") {
         return;
     }
     let (log, _guard) = Log::begin();

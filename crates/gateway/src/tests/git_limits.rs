@@ -10,7 +10,7 @@ use http::Method;
 use sha2::Digest;
 
 use super::git_host::{Client, bare_repository, git, git_with};
-use super::support::{PATIENCE, Sandbox, Setup, World, eventually, fetch, run_spec};
+use super::support::{PATIENCE, Sandbox, Setup, World, eventually, fetch, is_root, run_spec};
 
 const BRANCH: &str = "caisson/fixer/1";
 const REFS: &str = "/git/origin/info/refs?service=git-upload-pack";
@@ -249,17 +249,9 @@ fn owners(path: &Path, found: &mut Vec<(PathBuf, u32, u32)>) {
     }
 }
 
-fn is_root() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        println!("SKIPPED: only root can become somebody else");
-    }
-    root
-}
-
 #[tokio::test]
 async fn a_root_server_works_on_somebodys_repository_as_its_owner() {
-    if !is_root() {
+    if !is_root("become somebody else") {
         return;
     }
     let scene = scene(
@@ -289,7 +281,7 @@ async fn a_root_server_works_on_somebodys_repository_as_its_owner() {
 
 #[tokio::test]
 async fn an_owner_who_cannot_reach_their_own_repository_is_said_to_be() {
-    if !is_root() {
+    if !is_root("become somebody else") {
         return;
     }
     let scene = scene(

@@ -356,6 +356,19 @@ fn has(path: &Path, needle: &[u8]) -> bool {
     path.is_file() && std::fs::read(path).unwrap().windows(needle.len()).any(|window| window == needle)
 }
 
+/// Whether the server of a test is root, without which the test that is `only` root's is skipped. Nothing may be skipped
+/// where `TEST_REQUIRE` is set.
+pub(crate) fn is_root(only: &str) -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        #[expect(clippy::disallowed_methods, reason = "a test is told that nothing may be skipped")]
+        let required = std::env::var_os("TEST_REQUIRE").is_some();
+        assert!(!required, "only root can {only}");
+        println!("SKIPPED: only root can {only}");
+    }
+    is_root
+}
+
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: http::HeaderMap,

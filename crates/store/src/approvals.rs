@@ -290,6 +290,7 @@ async fn decide(
 pub(crate) async fn requested(tx: &mut Tx<'_>, run: &RunId, new: &NewApproval) -> Result<(), StoreError> {
     let run = known_run(tx, run).await?;
     let Some(block) = &run.spec.workflow.caisson.approvals else { return Ok(()) };
+    let new = &without_nul(new);
     let row = sql::query(ASKED).bind(run.id.as_str()).fetch_one(&mut *tx.db).await?;
     if row.get::<i64>("asked")? >= bound(RUN_APPROVALS)
         || row.get::<i64>("waiting")? >= bound(APPROVALS_WAITING)
@@ -320,6 +321,18 @@ pub(crate) async fn requested(tx: &mut Tx<'_>, run: &RunId, new: &NewApproval) -
         refuse(tx, &run, &new.request).await?;
     }
     Ok(())
+}
+
+/// The same with another character in place of the one that a text of PostgreSQL cannot hold: whoever asks chooses all of it.
+fn without_nul(new: &NewApproval) -> NewApproval {
+    let held = |text: &str| text.replace('\0', "\u{fffd}");
+    NewApproval {
+        request: held(&new.request),
+        tool: held(&new.tool),
+        description: new.description.as_deref().map(held),
+        input: held(&new.input),
+        cut_bytes: new.cut_bytes,
+    }
 }
 
 /// Whether just this waits for an answer.

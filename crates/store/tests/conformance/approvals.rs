@@ -26,6 +26,7 @@ conformance! {
     another_project_answers_nothing,
     a_list_of_long_approvals_ends_at_its_bytes_and_goes_on_behind_them,
     what_is_asked_that_readers_cannot_read_is_a_text,
+    what_is_asked_with_a_character_that_no_database_holds_is_kept_without_it,
 }
 
 async fn key(fixture: &Fixture) -> ApiKeyId {
@@ -319,4 +320,32 @@ async fn what_is_asked_that_readers_cannot_read_is_a_text(fixture: Fixture) {
     let inputs: Vec<_> = all(&fixture, &placed.run.id).await.iter().map(Approval::input).collect();
     assert!(inputs[0].get().starts_with("[[") && inputs[1].get().starts_with("\"[["), "{inputs:?}");
     assert_eq!((inputs[2].get(), inputs[3].get()), (r#""{\"a\":1e999}""#, r#""[\"\\ud800\"]""#));
+}
+
+async fn what_is_asked_with_a_character_that_no_database_holds_is_kept_without_it(fixture: Fixture) {
+    let placed = asking(&fixture, ApprovalsBlock::default(), 1).await;
+    let odd = |request: &str| {
+        JournalEffect::Asked(NewApproval {
+            request: request.to_owned(),
+            tool: "Wr\0ite".to_owned(),
+            description: Some("\0".to_owned()),
+            input: "{\"file_path\": \"a\0".to_owned(),
+            cut_bytes: 7,
+        })
+    };
+    for request in ["r1", "r\0", "r\0"] {
+        fixture.journal(&placed, odd(request)).await;
+    }
+    let mut kept: Vec<NewApproval> =
+        all(&fixture, &placed.run.id).await.into_iter().map(|one| one.asked).collect();
+    // Asked in one moment, they stand in the order of their ids.
+    kept.sort_by(|one, other| one.request.cmp(&other.request));
+    let expected = |request: &str| NewApproval {
+        request: request.to_owned(),
+        tool: "Wr\u{fffd}ite".to_owned(),
+        description: Some("\u{fffd}".to_owned()),
+        input: "{\"file_path\": \"a\u{fffd}".to_owned(),
+        cut_bytes: 7,
+    };
+    assert_eq!(kept, [expected("r1"), expected("r\u{fffd}")]);
 }

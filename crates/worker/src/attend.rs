@@ -24,9 +24,6 @@ use crate::steps::Step;
 /// Between SIGTERM and SIGKILL for a sandbox that was told to stop and did not, in seconds.
 pub const KILL_GRACE_S: u32 = 2;
 
-/// Longest look at what a sandbox was refused: the end of its run waits for it.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// What is told of a sandbox that ended without an outcome while there was work in it, whatever its run ends as.
 const UNSAVED: &str = "it had not told that its work was saved; its session's workspace is kept";
 
@@ -168,8 +165,7 @@ async fn processes_refused(attempt: &Attempt, sandbox: &SandboxId, outcome: &Out
     if !matches!(outcome.ending, Ending::Failed(_)) {
         return 0;
     }
-    let look = tokio::time::timeout(LOOK, attempt.ctx.engine.usage(sandbox)).await;
-    look.ok().and_then(Result::ok).and_then(|usage| usage.pids_refused).unwrap_or(0)
+    attempt.ctx.usage(sandbox).await.and_then(|usage| usage.pids_refused).unwrap_or(0)
 }
 
 fn next_act(attempt: &Attempt, progress: &Progress, attached_at_ms: i64) -> Act {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use caisson_sandbox::Engine;
+use caisson_domain::id::SandboxId;
+use caisson_sandbox::{Engine, SandboxUsage};
 use caisson_store::{Random, Store, StoreError};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -22,6 +23,9 @@ use crate::kept::Shelf;
 use crate::pressure::Pressure;
 use crate::steps::{Step, StepHook};
 use crate::unowned::InHand;
+
+/// Longest look at what a sandbox uses.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Sandboxes that are being made and started at one time, until their agents have: starting is what costs CPU.
 pub const STARTS: usize = 2;
@@ -72,6 +76,11 @@ pub(crate) enum Halt {
 impl Context {
     pub(crate) fn timing(&self) -> &Timing {
         &self.config.timing
+    }
+
+    /// What a sandbox uses; none if the engine does not tell, or not within [`LOOK`]: a run waits for it.
+    pub(crate) async fn usage(&self, sandbox: &SandboxId) -> Option<SandboxUsage> {
+        tokio::time::timeout(LOOK, self.engine.usage(sandbox)).await.ok()?.ok()
     }
 
     /// Announces a step to the hook, if there is one.

@@ -1,7 +1,5 @@
 //! Gives a run the sandbox of its session's last one.
 
-use std::time::Duration;
-
 use caisson_domain::event::EventKind;
 use caisson_domain::id::SandboxId;
 use caisson_domain::run::RunSpec;
@@ -15,9 +13,6 @@ use crate::context::{Context, Halt};
 use crate::place::Placing;
 use crate::steps::Step;
 use crate::teardown;
-
-/// Longest time of the last look at what a sandbox uses that waited: a run waits for it.
-const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Places the run in the sandbox that waits for it; none if there is none that the run could have. One that it could not have is
 /// ended, since its workspace is the run's.
@@ -51,9 +46,9 @@ pub(crate) async fn reuse(attempt: &Attempt) -> Result<Option<Placing>, Halt> {
 /// Whether nothing lives or works in it that may not, seen once more and from outside.
 async fn is_quiet(ctx: &Context, waiting: &mut Waiting) -> bool {
     let sandbox = waiting.hold.sandbox().clone();
-    let why = match tokio::time::timeout(LAST_LOOK, ctx.engine.usage(&sandbox)).await {
-        Ok(Ok(usage)) => waiting.look(&usage),
-        Ok(Err(_)) | Err(_) => Some("the engine does not tell what goes on in it"),
+    let why = match ctx.usage(&sandbox).await {
+        Some(usage) => waiting.look(&usage),
+        None => Some("the engine does not tell what goes on in it"),
     };
     if let Some(why) = why {
         warn!(sandbox.id = %sandbox, "sandbox {sandbox} waits no longer: {why}");

@@ -10,6 +10,18 @@ pub(super) fn start(program: &str, arguments: &[&str]) -> Child {
     Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
+/// Starts a script in a group: it reads a line first, so that it is in there before it does anything.
+#[expect(clippy::disallowed_methods, reason = "a process in a group")]
+fn begin(group: &Group, script: &str) -> Child {
+    let script = format!("read line; {script}");
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &script]).stdin(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    group.add(pid(&child)).unwrap();
+    io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    child
+}
+
 pub(super) fn pid(child: &Child) -> i32 {
     i32::try_from(child.id()).unwrap()
 }
@@ -104,15 +116,7 @@ fn groups_of_a_container_are_read_on_both_versions() {
 fn want_of_memory_is_counted() {
     let limits = ResourceLimits { memory_bytes: crate::MEMORY_BYTES_MIN, ..ResourceLimits::default() };
     let Some(group) = group("starves", &limits) else { return };
-    // It reads a line first, so that it is in the group before it takes memory.
-    #[expect(clippy::disallowed_methods, reason = "a process to starve")]
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", "read line; exec tail /dev/zero"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    group.add(pid(&child)).unwrap();
-    io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    let mut child = begin(&group, "exec tail /dev/zero");
     let status = child.wait().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     assert_eq!(group.oom_kills(), 1);
@@ -124,17 +128,8 @@ fn refused_processes_are_counted() {
     let limits = ResourceLimits { pids: crate::PIDS_MIN, ..ResourceLimits::default() };
     let Some(group) = group("refuses", &limits) else { return };
     assert_eq!(group.usage().unwrap().pids_refused, Some(0));
-    let script =
-        format!("read line; for one in $(seq {}); do sleep 60 & done; exec sleep 60", limits.pids + 1);
-    #[expect(clippy::disallowed_methods, reason = "a process to refuse others to")]
-    let mut child = Command::new("/bin/bash")
-        .args(["-c", &script])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    group.add(pid(&child)).unwrap();
-    io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    let script = format!("for one in $(seq {}); do sleep 60 & done; exec sleep 60", limits.pids + 1);
+    let mut child = begin(&group, &script);
     let until = Instant::now() + Duration::from_mins(1);
     while group.usage().unwrap().pids_refused == Some(0) {
         assert!(Instant::now() < until, "a process more than the limit was not counted");
@@ -203,15 +198,7 @@ fn a_group_that_goes_while_it_is_looked_at_is_gone() {
 fn what_is_killed_cannot_start_anything_meanwhile() {
     let Some(group) = group("forks", &ResourceLimits::default()) else { return };
     // It starts processes as fast as it can, and each of them goes on when it is gone.
-    #[expect(clippy::disallowed_methods, reason = "a process that starts others")]
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", "read line; while :; do (sleep 600 &); done"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    group.add(pid(&child)).unwrap();
-    io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    let mut child = begin(&group, "while :; do (sleep 600 &); done");
     while group.processes().unwrap().len() < 50 {
         sleep(Duration::from_millis(1));
     }
